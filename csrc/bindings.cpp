@@ -1,0 +1,157 @@
+// Python sees pointers and sizes; every check happens before, in python/soniq_kernels. The GIL is released in calls.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "layer.h"
+#include "quantize.h"
+#include "threads.h"
+
+namespace py = pybind11;
+using namespace soniq;
+
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+const Tier& usable_tier(const std::string& name) {
+  const Tier* tier = find_tier(name);
+  if (!tier || !tier->usable) throw std::invalid_argument("tier " + name + " is not usable on this machine");
+  return *tier;
+}
+
+// (bits, alpha, beta, exponent)
+using GridTuple = std::tuple<int, int, int, int>;
+Grid grid(const GridTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t)}; }
+
+// (weight grid, activation grid, group_start)
+using SegmentTuple = std::tuple<GridTuple, GridTuple, std::vector<int>>;
+
+std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int kernel_w, int channels,
+                                  const std::vector<SegmentTuple>& segments,
+                                  const std::vector<std::uintptr_t>& streams, const std::string& tier) {
+  LayerShape shape{outputs, groups, kernel_h, kernel_w, channels, {}};
+  int first = 0;
+  for (const auto& [w, a, group_start] : segments) {
+    shape.segments.push_back({grid(w), grid(a), group_start.back(), first, group_start});
+    first += group_start.back();
+  }
+  std::vector<const uint8_t*> codes;
+  for (std::uintptr_t s : streams) codes.push_back(pointer<const uint8_t>(s));
+  py::gil_scoped_release release;
+  return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier));
+}
+
+void run(const Layer& layer, std::uintptr_t codes, const Geometry& geometry, const Output& output) {
+  py::gil_scoped_release release;
+  layer.run(pointer<const uint8_t>(codes), geometry, output);
+}
+
+// (first_channel, channels, r_numerator, z, cmax)
+using QuantizerTuple = std::tuple<int, int, float, float, float>;
+
+void quantize_array(const std::string& tier, std::uintptr_t x, int64_t rows, int channels, std::uintptr_t original,
+                    const std::vector<QuantizerTuple>& segments, std::uintptr_t scales, int64_t rows_per_scale,
+                    std::uintptr_t codes) {
+  QuantizeTask task{pointer<const float>(x), rows, channels, pointer<const int32_t>(original), {},
+                    pointer<const float>(scales), rows_per_scale};
+  for (const auto& [first, count, r, z, cmax] : segments) task.segments.push_back({first, count, r, z, cmax});
+  py::gil_scoped_release release;
+  quantize(usable_tier(tier), task, pointer<uint8_t>(codes));
+}
+
+py::list tier_list() {
+  py::list list;
+  for (const Tier* t : tiers()) list.append(py::make_tuple(t->name, t->needs, t->usable));
+  return list;
+}
+
+// A settable pointer attribute that Python writes as an address.
+template <class C, class T>
+void def_pointer(py::class_<C>& cls, const char* name, T* C::*member) {
+  cls.def_property(
+      name, [member](const C& c) { return reinterpret_cast<std::uintptr_t>(c.*member); },
+      [member](C& c, std::uintptr_t address) { c.*member = pointer<T>(address); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled core of soniq_kernels: tiers, layers and the quantizer. Private; use the modules above it.";
+
+  m.def("tiers", &tier_list, "(name, what it needs, usable) of every tier built, slowest first");
+  m.def("active_tier", [] { return active_tier().name; });
+  m.def("set_active_tier", [](const std::string& name) { set_active_tier(usable_tier(name)); });
+  m.def("cpu_name", &cpu_name);
+  m.def("kernel_counts", &kernel_counts, "kernel name -> runs in this process, for every usable tier");
+  m.def("get_num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads);
+
+  py::class_<Geometry> geometry(m, "Geometry");
+  geometry.def(py::init<>());
+  geometry.def_readwrite("batch", &Geometry::batch).def_readwrite("in_h", &Geometry::in_h);
+  geometry.def_readwrite("in_w", &Geometry::in_w).def_readwrite("out_h", &Geometry::out_h);
+  geometry.def_readwrite("out_w", &Geometry::out_w).def_readwrite("stride_h", &Geometry::stride_h);
+  geometry.def_readwrite("stride_w", &Geometry::stride_w).def_readwrite("pad_top", &Geometry::pad_top);
+  geometry.def_readwrite("pad_left", &Geometry::pad_left).def_readwrite("dilation_h", &Geometry::dilation_h);
+  geometry.def_readwrite("dilation_w", &Geometry::dilation_w);
+
+  py::class_<Output> output(m, "Output");
+  output.def(py::init<>());
+  def_pointer(output, "acc", &Output::acc);
+  def_pointer(output, "y", &Output::y);
+  def_pointer(output, "codes", &Output::codes);
+  def_pointer(output, "activation_scale", &Output::activation_scale);
+  def_pointer(output, "w_scale", &Output::w_scale);
+  def_pointer(output, "bias", &Output::bias);
+  def_pointer(output, "residual", &Output::residual);
+  def_pointer(output, "residual_codes", &Output::residual_codes);
+  def_pointer(output, "residual_position", &Output::residual_position);
+  def_pointer(output, "residual_alpha", &Output::residual_alpha);
+  def_pointer(output, "residual_beta", &Output::residual_beta);
+  def_pointer(output, "residual_factor", &Output::residual_factor);
+  def_pointer(output, "post_scale", &Output::post_scale);
+  def_pointer(output, "post_bias", &Output::post_bias);
+  def_pointer(output, "r", &Output::r);
+  def_pointer(output, "z", &Output::z);
+  def_pointer(output, "cmax", &Output::cmax);
+  def_pointer(output, "position", &Output::position);
+  output.def_readwrite("rows_per_scale", &Output::rows_per_scale);
+  output.def_readwrite("rows_per_residual_scale", &Output::rows_per_residual_scale);
+  output.def_readwrite("lo", &Output::lo).def_readwrite("hi", &Output::hi);
+  output.def_property(
+      "activation", [](const Output& o) { return int(o.activation); },
+      [](Output& o, int kind) { o.activation = Activation(kind); });
+
+  py::class_<Layer>(m, "Layer")
+      .def(py::init(&make_layer), py::arg("outputs"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
+           py::arg("channels"), py::arg("segments"), py::arg("streams"), py::arg("tier"))
+      .def("run", &run, py::arg("codes"), py::arg("geometry"), py::arg("output"))
+      .def_property_readonly("family", [](const Layer& l) { return family_name(l.family()); })
+      .def_property_readonly("tier", [](const Layer& l) { return l.tier().name; })
+      .def_property_readonly("kernel_tier", [](const Layer& l) { return l.kernel_tier().name; })
+      .def_property_readonly("panel_bytes", &Layer::panel_bytes)
+      .def_property_readonly("form", [](const Layer& l) {
+        return l.family() == Family::dot ? l.dot().form_name(l.form()) : "";
+      })
+      .def_property_readonly("tile", [](const Layer& l) {
+        return l.family() == Family::dot ? std::make_pair(l.dot().tile_rows, l.dot().columns) : std::make_pair(1, 1);
+      });
+
+  m.def("quantize", &quantize_array);
+  m.def("dynamic_scales", [](const std::string& tier, std::uintptr_t x, int64_t groups, int64_t size, float factor,
+                             std::uintptr_t scales) {
+    py::gil_scoped_release release;
+    dynamic_scales(usable_tier(tier), pointer<const float>(x), groups, size, factor, pointer<float>(scales));
+  });
+  m.def("all_finite", [](const std::string& tier, std::uintptr_t x, int64_t count) {
+    py::gil_scoped_release release;
+    return all_finite(usable_tier(tier), pointer<const float>(x), count);
+  });
+}

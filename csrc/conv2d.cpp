@@ -1,0 +1,207 @@
+#include "conv2d.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "threads.h"
+
+namespace soniq {
+
+// ---- K, cut into blocks ------------------------------------------------------------------------------------------
+KBlocks k_blocks(const Layer& layer, int group, int rows) {
+  std::vector<int> order;
+  for (int s = 0; s < layer.segments(); ++s)
+    if (layer.panels(group, s).k > 0) order.push_back(s);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return layer.shift(a) > layer.shift(b); });
+
+  KBlocks result;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const int s = order[i], units = layer.panels(group, s).k_padded / kUnit;
+    int shift = i > 0 ? layer.shift(order[i - 1]) - layer.shift(s) : 0;
+    for (int unit = 0; unit < units; unit += kBlock / kUnit) {
+      result.blocks.push_back({s, unit, std::min(units - unit, kBlock / kUnit), shift, result.bytes});
+      result.bytes += int64_t(rows) * kRowStride;
+      shift = 0;
+    }
+    result.final_shift = layer.shift(s);
+  }
+  return result;
+}
+
+// ---- gather --------------------------------------------------------------------------------------------------------
+namespace {
+
+// Writes one row of a segment piece by piece, across the block boundaries.
+class RowWriter {
+ public:
+  RowWriter(uint8_t* row, int64_t block_bytes) : row_(row), block_bytes_(block_bytes) {}
+
+  // null: zeros
+  void put(const uint8_t* codes, int count) {
+    while (count > 0) {
+      const int inside = at_ % kBlock, piece = std::min(count, kBlock - inside);
+      uint8_t* to = row_ + at_ / kBlock * block_bytes_ + inside;
+      if (codes) {
+        std::memcpy(to, codes, piece);
+        codes += piece;
+      } else {
+        std::memset(to, 0, piece);
+      }
+      at_ += piece;
+      count -= piece;
+    }
+  }
+  int at() const { return at_; }
+
+ private:
+  uint8_t* row_;
+  int64_t block_bytes_;
+  int at_ = 0;
+};
+
+struct SegmentGather {
+  const Segment& segment;
+  int first, channels;   // of the group, inside a stored pixel
+  bool whole_pixels;     // neighbouring pixels of a kernel row are one run of memory
+};
+
+void gather_taps(const LayerShape& shape, const Geometry& g, const uint8_t* codes, const SegmentGather& from,
+                 const OutputPosition& p, RowWriter& to) {
+  for (int kh = 0; kh < shape.kernel_h; ++kh) {
+    const int64_t first = tap_pixel(g, p, kh, 0), last = tap_pixel(g, p, kh, shape.kernel_w - 1);
+    if (from.whole_pixels && first >= 0 && last >= 0) {
+      to.put(codes + first * shape.channels, shape.kernel_w * from.channels);
+      continue;
+    }
+    for (int kw = 0; kw < shape.kernel_w; ++kw) {
+      const int64_t pixel = tap_pixel(g, p, kh, kw);
+      to.put(pixel < 0 ? nullptr : codes + pixel * shape.channels + from.first, from.channels);
+    }
+  }
+}
+
+}  // namespace
+
+void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* codes, int group, const KBlocks& k,
+                 int64_t m0, int rows, uint8_t* out, uint32_t* row_terms) {
+  const LayerShape& shape = layer.shape();
+  const Tier& tier = tier_with(layer.tier(), &KernelTable::sum_bytes);
+  const int64_t block_bytes = int64_t(rows) * kRowStride;
+  std::memset(row_terms, 0, rows * sizeof(uint32_t));
+  for (const KBlock& first_block : k.blocks) {
+    if (first_block.unit0 != 0) continue;  // one pass a segment
+    const Segment& segment = shape.segments[first_block.segment];
+    const int channels = segment.group_channels(group);
+    const SegmentGather from{segment, segment.first_channel + segment.group_start[group], channels,
+                             channels == shape.channels && geometry.dilation_w == 1};
+    const int k_padded = layer.panels(group, first_block.segment).k_padded;
+    const uint32_t factor = layer.row_factor(first_block.segment);
+    for (int i = 0; i < rows; ++i) {
+      uint8_t* row = out + first_block.offset + int64_t(i) * kRowStride;
+      RowWriter writer(row, block_bytes);
+      gather_taps(shape, geometry, codes, from, output_position(geometry, m0 + i), writer);
+      writer.put(nullptr, k_padded - writer.at());
+      if (factor == 0) continue;
+      uint32_t sum = 0;
+      for (int at = 0; at < k_padded; at += kBlock)
+        sum += uint32_t(tier.table->sum_bytes(row + at / kBlock * block_bytes, std::min(kBlock, k_padded - at)));
+      row_terms[i] += factor * sum;
+    }
+    if (factor != 0) tier.counters.sum_bytes.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+// ---- border classes ----------------------------------------------------------------------------------------------------
+namespace {
+
+// Along one axis, output positions whose valid taps are the same interval are one class.
+struct AxisClasses {
+  std::vector<int32_t> of;                     // [out]
+  std::vector<std::pair<int, int>> intervals;  // [class]: valid taps [first, second)
+
+  AxisClasses(int out, int in, int taps, int stride, int pad, int dilation) {
+    for (int o = 0; o < out; ++o) {
+      int begin = taps, end = 0;
+      for (int t = 0; t < taps; ++t) {
+        const int at = o * stride - pad + t * dilation;
+        if (at < 0 || at >= in) continue;
+        begin = std::min(begin, t);
+        end = t + 1;
+      }
+      const std::pair<int, int> interval(std::min(begin, end), end);
+      const auto known = std::find(intervals.begin(), intervals.end(), interval);
+      of.push_back(int32_t(known - intervals.begin()));
+      if (known == intervals.end()) intervals.push_back(interval);
+    }
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<const BorderTable> Layer::border(const Geometry& g) const {
+  const std::vector<int> key{g.in_h, g.in_w, g.out_h, g.out_w, g.stride_h, g.stride_w, g.pad_top, g.pad_left,
+                             g.dilation_h, g.dilation_w};
+  const std::lock_guard<std::mutex> lock(border_mutex_);
+  std::shared_ptr<const BorderTable>& known = borders_[key];
+  if (known) return known;
+
+  const AxisClasses h(g.out_h, g.in_h, shape_.kernel_h, g.stride_h, g.pad_top, g.dilation_h);
+  const AxisClasses w(g.out_w, g.in_w, shape_.kernel_w, g.stride_w, g.pad_left, g.dilation_w);
+  auto table = std::make_shared<BorderTable>();
+  table->row_class = h.of;
+  table->col_class = w.of;
+  table->col_classes = int(w.intervals.size());
+  for (const auto& [h0, h1] : h.intervals)
+    for (const auto& [w0, w1] : w.intervals) {
+      std::vector<uint32_t> terms(shape_.outputs, 0);
+      for (int kh = h0; kh < h1; ++kh)
+        for (int kw = w0; kw < w1; ++kw) {
+          const uint32_t* tap = tap_terms_.data() + size_t(kh * shape_.kernel_w + kw) * shape_.outputs;
+          for (int n = 0; n < shape_.outputs; ++n) terms[n] += tap[n];
+        }
+      table->terms.insert(table->terms.end(), terms.begin(), terms.end());
+    }
+  known = table;
+  return known;
+}
+
+// ---- depthwise -----------------------------------------------------------------------------------------------------
+// One output channel per input channel: nothing to share between columns, so lanes are channels and the sum runs over
+// levels themselves; a tap in the padding is left out, and no constants are needed.
+void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
+  const LayerShape& shape = layer.shape();
+  const Tier& tier = layer.kernel_tier();
+  const int threads = int(std::min<int64_t>(num_threads(), geometry.rows()));
+  std::vector<int> original(shape.channels);  // stored position -> output; groups are single channels
+  for (const Segment& s : shape.segments)
+    for (int c = 0; c < shape.channels; ++c)
+      if (s.group_channels(c)) original[s.first_channel + s.group_start[c]] = c;
+
+  parallel(threads, [&](int share, int shares) {
+    const Range mine = share_of(geometry.rows(), 1, share, shares);
+    TileEpilogue epilogue(layer, output, geometry, nullptr);
+    std::vector<const uint8_t*> pixels(shape.taps());
+    std::vector<int32_t> stored(shape.channels);
+    std::vector<uint32_t> sums(shape.channels);
+    const uint32_t no_row_term = 0;
+    for (int64_t m = mine.begin; m < mine.end; ++m) {
+      const OutputPosition p = output_position(geometry, m);
+      for (int s = 0; s < layer.segments(); ++s) {
+        const Segment& segment = shape.segments[s];
+        for (int t = 0; t < shape.taps(); ++t) {
+          const int64_t pixel = tap_pixel(geometry, p, t / shape.kernel_w, t % shape.kernel_w);
+          pixels[t] = pixel < 0 ? nullptr : codes + pixel * shape.channels + segment.first_channel;
+        }
+        tier.table->depthwise(layer.levels(s), segment.channels, pixels.data(), shape.taps(), segment.channels,
+                              segment.activation.alpha, segment.activation.beta, stored.data() + segment.first_channel);
+        const int shift = segment.exponent() - shape.exponent();
+        for (int c = segment.first_channel; c < segment.first_channel + segment.channels; ++c)
+          sums[original[c]] = uint32_t(stored[c]) << shift;
+      }
+      epilogue(sums.data(), shape.channels, 0, &no_row_term, m, 1, 0, shape.outputs);
+    }
+  });
+  tier.counters.depthwise.fetch_add(1, std::memory_order_relaxed);
+}
+
+}  // namespace soniq

@@ -1,0 +1,107 @@
+#include "dispatch.h"
+
+#include "cpu.h"
+
+namespace soniq {
+
+// Each tier exports one symbol.
+extern const KernelTable reference_table;
+#define SONIQ_TIER(name) extern const KernelTable name##_table
+SONIQ_TIER(avx2);
+SONIQ_TIER(avx512);
+SONIQ_TIER(avx512_vbmi);
+SONIQ_TIER(neon);
+SONIQ_TIER(neon_dotprod);
+SONIQ_TIER(neon_i8mm);
+#undef SONIQ_TIER
+
+namespace {
+
+std::vector<Tier*> make_tiers() {
+  const CpuFeatures& cpu = cpu_features();
+  std::vector<Tier*> list;
+  // The list lives as long as the process: layers hold references into it.
+  const auto add = [&list](const char* name, const char* needs, const KernelTable* table, bool usable) {
+    list.push_back(new Tier{name, needs, table, usable, int(list.size()) - 1, {}});
+  };
+  add("reference", "nothing", &reference_table, true);
+#if defined(SONIQ_HAVE_AVX2)
+  add("avx2", "AVX2, FMA and BMI2", &avx2_table, cpu.avx2);
+#endif
+#if defined(SONIQ_HAVE_AVX512)
+  add("avx512", "AVX-512 F, BW, DQ, VL and VNNI", &avx512_table, cpu.avx512);
+#endif
+#if defined(SONIQ_HAVE_AVX512_VBMI)
+  add("avx512_vbmi", "AVX-512 with VNNI, VBMI, VPOPCNTDQ and BITALG", &avx512_vbmi_table, cpu.avx512_vbmi);
+#endif
+#if defined(SONIQ_HAVE_NEON)
+  add("neon", "NEON", &neon_table, cpu.neon);
+#endif
+#if defined(SONIQ_HAVE_NEON_DOTPROD)
+  add("neon_dotprod", "NEON with the dot product extension", &neon_dotprod_table, cpu.neon_dotprod);
+#endif
+#if defined(SONIQ_HAVE_NEON_I8MM)
+  add("neon_i8mm", "NEON with dot product and int8 matrix multiply", &neon_i8mm_table, cpu.neon_i8mm);
+#endif
+  (void)cpu;
+  return list;
+}
+
+std::atomic<const Tier*>& active() {
+  static std::atomic<const Tier*> tier{&best_tier()};
+  return tier;
+}
+
+using Counts = std::map<std::string, int64_t>;
+
+void count_dot(const Tier& tier, const DotFamily& dot, Counts& counts) {
+  const std::string prefix = std::string(tier.name) + ".dot.";
+  for (int bits = 1; bits <= 8; ++bits)
+    if (dot.unpack[bits]) counts[prefix + "unpack" + std::to_string(bits)] = tier.counters.unpack[bits];
+  for (int form = 0; form < dot.forms; ++form)
+    for (int rows = 1; rows <= dot.tile_rows; ++rows)
+      counts[prefix + dot.form_name(form) + ".tile" + std::to_string(rows)] = tier.counters.tile[form][rows];
+}
+
+}  // namespace
+
+const std::vector<Tier*>& tiers() {
+  static const std::vector<Tier*> list = make_tiers();
+  return list;
+}
+
+const Tier& best_tier() {
+  const Tier* best = tiers().front();
+  for (const Tier* t : tiers())
+    if (t->usable) best = t;
+  return *best;
+}
+
+const Tier* find_tier(const std::string& name) {
+  for (const Tier* t : tiers())
+    if (name == t->name) return t;
+  return nullptr;
+}
+
+const Tier& active_tier() { return *active().load(); }
+void set_active_tier(const Tier& tier) { active() = &tier; }
+
+std::map<std::string, int64_t> kernel_counts() {
+  Counts counts;
+  for (const Tier* t : tiers()) {
+    if (!t->usable) continue;
+    const std::string prefix = std::string(t->name) + ".";
+    const KernelTable& k = *t->table;
+    const KernelCounters& c = t->counters;
+    if (k.quantize) counts[prefix + "quantize"] = c.quantize;
+    if (k.abs_max) counts[prefix + "abs_max"] = c.abs_max;
+    if (k.all_finite) counts[prefix + "all_finite"] = c.all_finite;
+    if (k.sum_bytes) counts[prefix + "sum_bytes"] = c.sum_bytes;
+    if (k.epilogue) counts[prefix + "epilogue"] = c.epilogue;
+    if (k.depthwise) counts[prefix + "depthwise"] = c.depthwise;
+    if (k.dot) count_dot(*t, *k.dot, counts);
+  }
+  return counts;
+}
+
+}  // namespace soniq

@@ -1,0 +1,49 @@
+// The ordered list of ISA tiers: query it, force one of it, and find who serves a kernel.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernel_table.h"
+
+namespace soniq {
+
+// How often each kernel of a tier ran. The suite fails for a kernel that never did.
+struct KernelCounters {
+  using Count = std::atomic<int64_t>;
+  Count quantize{0}, abs_max{0}, all_finite{0}, sum_bytes{0}, epilogue{0}, depthwise{0};
+  std::array<Count, 9> unpack{};
+  std::array<std::array<Count, kMaxTileRows + 1>, 3> tile{};
+};
+
+struct Tier {
+  const char* name;
+  const char* needs;         // in words, for messages
+  const KernelTable* table;  // null: not built for this platform
+  bool usable;               // built, and this CPU and operating system have it
+  int below;                 // index of the tier that serves what this one lacks; -1 for the reference
+  mutable KernelCounters counters;
+};
+
+const std::vector<Tier*>& tiers();         // slowest first; "reference" is always there
+const Tier& best_tier();
+const Tier* find_tier(const std::string& name);  // null: no such name
+const Tier& active_tier();
+void set_active_tier(const Tier& tier);     // process-wide
+
+// The first tier at or below `tier` whose table has the slot.
+template <class Slot>
+const Tier& tier_with(const Tier& tier, Slot KernelTable::*slot) {
+  const Tier* t = &tier;
+  while (t->table->*slot == nullptr && t->below >= 0) t = tiers()[t->below];
+  return *t;
+}
+
+// "tier.family.kernel" -> runs in this process, for every kernel of every usable tier.
+std::map<std::string, int64_t> kernel_counts();
+
+}  // namespace soniq

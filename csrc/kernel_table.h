@@ -1,0 +1,102 @@
+// What a kernel is: the signature of each family, and the table that an ISA tier exports.
+//
+// Kernels own no threads and no memory, see only pointers and sizes, and include nothing but integer headers and
+// intrinsics. A slot that a tier leaves empty is served by the next tier below it (dispatch.h); `gemm.explain` tells.
+#pragma once
+
+#include <cstdint>
+
+namespace soniq {
+
+// ---- geometry shared by drivers and kernels ------------------------------------------------------------------------
+constexpr int kUnit = 32;                   // codes of one output per packed unit; a segment's K is padded to it
+constexpr int kBlock = 512;                 // codes of K per cache block: 32 columns x 512 bytes of weights stay in L1
+constexpr int kRowStride = kBlock + 64;     // bytes between two gathered rows; off a power of two, so rows do not alias
+constexpr int kMaxTileRows = 16;
+constexpr int kMaxTileColumns = 64;
+
+// ---- quantize ------------------------------------------------------------------------------------------------------
+// codes[i] = int(clamp(x[i] * r + z, 0, cmax)), product and sum rounded to float32, NaN gives 0.
+using QuantizeFn = void (*)(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes);
+// The largest |x[i]|; NaN is passed over.
+using AbsMaxFn = float (*)(const float* x, int64_t count);
+using AllFiniteFn = bool (*)(const float* x, int64_t count);
+using SumBytesFn = int32_t (*)(const uint8_t* bytes, int64_t count);
+
+// ---- epilogue ------------------------------------------------------------------------------------------------------
+enum class Activation : int { none = 0, relu = 1, relu6 = 2, hardtanh = 3 };
+
+// One tile of sums and everything that happens to it, in the contract's order. Pointers that may be null say so.
+struct EpilogueTile {
+  const uint32_t* sums;                  // [rows][ld]
+  int64_t ld;
+  int rows, cols;
+  int shift;                             // acc = (sums << shift) + row_terms[m] + column_terms[m][n], modulo 2^32
+  const uint32_t* row_terms;             // [rows]
+  const uint32_t* const* column_terms;   // [rows] -> [cols], by border class
+
+  int32_t* acc;                          // if not null: the integers are the result, nothing below is read
+  float* y;                              // else if not null: float32 result
+  uint8_t* codes;                        // else: codes, column n at codes[m * out_ld + position[n]]
+  int64_t out_ld;
+  const int32_t* position;               // [cols]
+
+  const float* row_scale;                // [rows], activation scale * 2^E
+  const float* w_scale;                  // [cols]
+  const float* bias;                     // [cols] or null
+  const float* residual;                 // [rows][residual_ld] or null
+  int64_t residual_ld;
+  Activation activation;
+  float lo, hi;                          // hardtanh
+  const float* post_scale;               // [cols] or null
+  const float* post_bias;                // [cols] or null
+  const float* r;                        // [cols], the quantizer of the output codes
+  const float* z;
+  const float* cmax;
+};
+using EpilogueFn = void (*)(const EpilogueTile& tile);
+
+// ---- dot family: unpack codes to bytes, then byte dot products -------------------------------------------------------
+// Weights of one panel (`columns` outputs) and one K block, as bytes, N in lanes, K in groups of 4:
+//
+//   [k / 4][column][k % 4]          one row of it is `columns` * 4 bytes: a few vector registers
+//
+// Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (pack.cpp draws it).
+using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
+// sums = (sums << shift) + codes of `rows` gathered activation rows x the panel; k is a multiple of kUnit.
+using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift);
+
+struct DotFamily {
+  int columns;                 // of a panel: a multiple of `lanes`
+  int lanes;                   // int32 lanes of a vector register
+  int tile_rows;
+  bool flips_8bit_weights;     // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
+  int forms;                   // ways to multiply; which one is exact depends on the widths
+  int (*form)(int w_bits, int a_bits);
+  const char* (*form_name)(int form);
+  UnpackFn unpack[9];          // by bits, 1..8; null: the packed panel is the byte panel
+  DotTileFn tile[3][kMaxTileRows + 1];  // [form][rows], rows in 1..tile_rows
+};
+
+// ---- depthwise -----------------------------------------------------------------------------------------------------
+// acc[c] = sum over taps t with pixels[t] of levels[t][c] * (alpha * pixels[t][c] + beta), one output pixel.
+using DepthwiseFn = void (*)(const int16_t* levels, int64_t levels_ld, const uint8_t* const* pixels, int taps,
+                             int64_t channels, int alpha, int beta, int32_t* acc);
+
+// ---- places of the families to come ----------------------------------------------------------------------------------
+struct PopcountFamily;  // AND + population count on bit planes
+struct LutFamily;       // exact tables of activation sums, looked up by weight bits
+
+struct KernelTable {
+  QuantizeFn quantize;
+  AbsMaxFn abs_max;
+  AllFiniteFn all_finite;
+  SumBytesFn sum_bytes;
+  EpilogueFn epilogue;
+  DepthwiseFn depthwise;
+  const DotFamily* dot;
+  const PopcountFamily* popcount;
+  const LutFamily* lut;
+};
+
+}  // namespace soniq

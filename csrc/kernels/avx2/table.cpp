@@ -1,0 +1,11 @@
+#include "kernels/avx2/dot.h"
+#include "kernels/elementwise.h"
+
+namespace soniq {
+
+extern const KernelTable avx2_table;
+const KernelTable avx2_table = {
+    quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise, &kDotFamily<Avx2Dot>,
+    /*popcount=*/nullptr, /*lut=*/nullptr};
+
+}  // namespace soniq

@@ -1,0 +1,130 @@
+// Goal: the dot family's two loops, written once for every ISA. A tier brings a vocabulary V:
+//
+//   V::Bytes, V::Sums       a register of codes, and one of 32-bit sums (one lane an output)
+//   V::kLanes, V::kVectors  sums in a register; registers across a panel's columns
+//   V::load, V::store       unaligned bytes
+//   V::field<shift, mask>   every byte's bits moved right by `shift` (left if negative), then masked
+//   V::combine              bitwise or
+//   V::zero, V::load_sums, V::store_sums, V::add, V::shift_left
+//   V::kSteps               steps of 4 codes that are multiplied together: what one load of activations serves
+//   V::activations          the 4 * kSteps codes of one row, as dot wants them
+//   V::dot<form>            sums + the products of the codes of kSteps registers of weights and those activations
+//
+// Sum S = sum c_w * c_a over unsigned codes; what the levels need beyond it is the epilogue's (format.h, arithmetic.md).
+//
+//   tile of R rows x kVectors registers:      weights w0 w1 ... are loaded once a step of 4 codes,
+//        w0    w1                              activations once a row and kSteps steps, so a step costs
+//   a0  s00   s01                              R * kVectors dots, kVectors + R / kSteps loads
+//   a1  s10   s11
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "kernel_table.h"
+
+namespace soniq {
+namespace {
+
+// ---- unpack --------------------------------------------------------------------------------------------------------
+// Fields of 8, 4, 2, 1 bits, high to low, as pack.cpp writes them. One field of one row: a shift and a mask, at once
+// moved to its position in the code.
+template <class V, int Field, int Position, int Row>
+inline typename V::Bytes unpack_field(const uint8_t* packed, int vector) {
+  constexpr int row_bytes = V::kVectors * V::kLanes * 4;
+  constexpr int place = Row / Field * Field;
+  constexpr int mask = ((1 << Field) - 1) << Position;
+  const auto bytes = V::load(packed + (Row % Field) * row_bytes + vector * V::kLanes * 4);
+  return V::template field<place - Position, mask>(bytes);
+}
+
+template <class V, int Bits, int Row>
+inline typename V::Bytes unpack_row(const uint8_t* packed, int vector) {
+  constexpr int row_bytes = V::kVectors * V::kLanes * 4;
+  constexpr int top = Bits >= 4 ? 4 : Bits >= 2 ? 2 : 1;
+  const auto high = unpack_field<V, top, Bits - top, Row>(packed, vector);
+  if constexpr (Bits == top)
+    return high;
+  else
+    return V::combine(high, unpack_row<V, Bits - top, Row>(packed + top * row_bytes, vector));
+}
+
+template <class V, int Bits, int... Rows>
+inline void unpack_unit(const uint8_t* packed, uint8_t* bytes, std::integer_sequence<int, Rows...>) {
+  constexpr int register_bytes = V::kLanes * 4;
+  for (int v = 0; v < V::kVectors; ++v)
+    (V::store(bytes + (Rows * V::kVectors + v) * register_bytes, unpack_row<V, Bits, Rows>(packed, v)), ...);
+}
+
+template <class V, int Bits>
+void unpack(const uint8_t* panel, int units, uint8_t* bytes) {
+  constexpr int row_bytes = V::kVectors * V::kLanes * 4;
+  for (int unit = 0; unit < units; ++unit)
+    unpack_unit<V, Bits>(panel + unit * Bits * row_bytes, bytes + unit * 8 * row_bytes,
+                         std::make_integer_sequence<int, 8>());
+}
+
+// ---- multiply ------------------------------------------------------------------------------------------------------
+template <class V, int Form, int Rows>
+void dot_tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift) {
+  constexpr int register_bytes = V::kLanes * 4;
+  typename V::Sums s[Rows][V::kVectors];
+#pragma GCC unroll 16
+  for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 8
+    for (int v = 0; v < V::kVectors; ++v) s[row][v] = V::zero();
+
+  for (int at = 0; at < k; at += 4 * V::kSteps, weights += V::kSteps * V::kVectors * register_bytes) {
+    typename V::Bytes w[V::kVectors][V::kSteps];
+#pragma GCC unroll 8
+    for (int step = 0; step < V::kSteps; ++step)
+#pragma GCC unroll 8
+      for (int v = 0; v < V::kVectors; ++v)
+        w[v][step] = V::load(weights + (step * V::kVectors + v) * register_bytes);
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row) {
+      const auto a = V::activations(activations + row * kRowStride + at);
+#pragma GCC unroll 8
+      for (int v = 0; v < V::kVectors; ++v) s[row][v] = V::template dot<Form>(s[row][v], w[v], a);
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 8
+    for (int v = 0; v < V::kVectors; ++v) {
+      uint32_t* to = sums + (row * V::kVectors + v) * V::kLanes;
+      V::store_sums(to, V::add(V::shift_left(V::load_sums(to), shift), s[row][v]));
+    }
+}
+
+// ---- the family's table --------------------------------------------------------------------------------------------
+// constexpr: a table that is filled at load time would run its tier's instructions on CPUs that lack them.
+template <class V, int Form, int... Rows>
+constexpr void fill_tiles(DotFamily& family, std::integer_sequence<int, Rows...>) {
+  ((family.tile[Form][Rows + 1] = dot_tile<V, Form, Rows + 1>), ...);
+}
+
+template <class V, int... Forms>
+constexpr DotFamily dot_family(std::integer_sequence<int, Forms...>) {
+  DotFamily family{};
+  family.columns = V::kLanes * V::kVectors;
+  family.lanes = V::kLanes;
+  family.tile_rows = V::kRows;
+  family.flips_8bit_weights = V::kFlips8BitWeights;
+  family.forms = V::kForms;
+  family.form = V::form;
+  family.form_name = V::form_name;
+  UnpackFn* const u = family.unpack;  // 8 bits: packed is unpacked
+  u[1] = unpack<V, 1>, u[2] = unpack<V, 2>, u[3] = unpack<V, 3>, u[4] = unpack<V, 4>;
+  u[5] = unpack<V, 5>, u[6] = unpack<V, 6>, u[7] = unpack<V, 7>;
+  (fill_tiles<V, Forms>(family, std::make_integer_sequence<int, V::kRows>()), ...);
+  return family;
+}
+
+template <class V>
+constexpr DotFamily kDotFamily = dot_family<V>(std::make_integer_sequence<int, V::kForms>());
+
+}  // namespace
+}  // namespace soniq

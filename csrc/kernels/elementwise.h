@@ -1,0 +1,145 @@
+// Goal: everything of a call that is not the dot product, as plain loops that the compiler vectorises for each tier.
+// Included by each tier's table.cpp inside its own flags. Anonymous namespace: the linker must never take one tier's
+// copy for all. The loops are written so that no step can be fused or reordered: each statement rounds once to float32
+// (-ffp-contract=off), selects keep their NaN side, integers wrap modulo 2^32.
+//
+// Cost a value on AVX-512, 16 lanes: quantize 1 load, mul, add, max, min, convert, narrow: about 7 / 16 instructions.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernel_table.h"
+
+namespace soniq {
+namespace {
+
+inline float clamp_code(float v, float cmax) {
+  v = v > 0.0f ? v : 0.0f;  // NaN compares false: code 0
+  return v < cmax ? v : cmax;
+}
+
+void quantize(const float* __restrict x, int64_t count, float r, float z, float cmax, uint8_t* __restrict codes) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float product = x[i] * r;
+    codes[i] = uint8_t(int32_t(clamp_code(product + z, cmax)));
+  }
+}
+
+// Bits of |x| order as integers do, and integer maxima may be taken in any order; NaN sorts above infinity and is left out.
+float abs_max(const float* __restrict x, int64_t count) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    bits = bits > 0x7f800000 ? 0 : bits;
+    most = bits > most ? bits : most;
+  }
+  float result;
+  std::memcpy(&result, &most, 4);
+  return result;
+}
+
+bool all_finite(const float* __restrict x, int64_t count) {
+  int32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bad |= (bits & 0x7f800000) == 0x7f800000;
+  }
+  return bad == 0;
+}
+
+int32_t sum_bytes(const uint8_t* __restrict bytes, int64_t count) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += bytes[i];
+  return sum;
+}
+
+void depthwise(const int16_t* __restrict levels, int64_t levels_ld, const uint8_t* const* pixels, int taps,
+               int64_t channels, int alpha, int beta, int32_t* __restrict acc) {
+  std::memset(acc, 0, size_t(channels) * 4);
+  for (int t = 0; t < taps; ++t) {
+    if (!pixels[t]) continue;
+    const uint8_t* __restrict pixel = pixels[t];
+    const int16_t* __restrict tap = levels + t * levels_ld;
+    for (int64_t c = 0; c < channels; ++c) acc[c] += tap[c] * (alpha * pixel[c] + beta);
+  }
+}
+
+// ---- epilogue: one step of the contract, one loop over a run of columns ------------------------------------------------
+constexpr int kRun = 64;
+
+inline void activate(float* __restrict y, int n, const EpilogueTile& t) {
+  switch (t.activation) {
+    case Activation::none: break;
+    case Activation::relu:
+      for (int j = 0; j < n; ++j) y[j] = y[j] > 0.0f ? y[j] : 0.0f;
+      break;
+    case Activation::relu6:
+      for (int j = 0; j < n; ++j) {
+        const float v = y[j] > 0.0f ? y[j] : 0.0f;
+        y[j] = v < 6.0f ? v : 6.0f;
+      }
+      break;
+    case Activation::hardtanh:
+      for (int j = 0; j < n; ++j) {
+        const float below = y[j] < t.hi ? y[j] : t.hi;
+        y[j] = y[j] > t.lo ? below : t.lo;
+      }
+      break;
+  }
+}
+
+inline void integers(const EpilogueTile& t, int row, int first, int n, int32_t* __restrict acc) {
+  const uint32_t* __restrict sums = t.sums + row * t.ld + first;
+  const uint32_t* __restrict column = t.column_terms[row] + first;
+  const uint32_t row_term = t.row_terms[row];
+  const int shift = t.shift;
+  for (int j = 0; j < n; ++j) acc[j] = int32_t((sums[j] << shift) + row_term + column[j]);
+}
+
+inline void store_codes(const EpilogueTile& t, int row, int first, int n, const float* __restrict y) {
+  uint8_t codes[kRun];
+  for (int j = 0; j < n; ++j) {
+    const float product = y[j] * t.r[first + j];
+    codes[j] = uint8_t(int32_t(clamp_code(product + t.z[first + j], t.cmax[first + j])));
+  }
+  uint8_t* out = t.codes + row * t.out_ld;
+  for (int j = 0; j < n; ++j) out[t.position[first + j]] = codes[j];
+}
+
+inline void finish_run(const EpilogueTile& t, int row, int first, int n) {
+  int32_t acc[kRun];
+  float y[kRun];
+  integers(t, row, first, n, acc);
+  if (t.acc) {
+    std::memcpy(t.acc + row * t.out_ld + first, acc, size_t(n) * 4);
+    return;
+  }
+  const float row_scale = t.row_scale[row];
+  for (int j = 0; j < n; ++j) y[j] = float(acc[j]) * row_scale;
+  for (int j = 0; j < n; ++j) y[j] *= t.w_scale[first + j];
+  if (t.bias)
+    for (int j = 0; j < n; ++j) y[j] += t.bias[first + j];
+  if (t.residual)
+    for (int j = 0; j < n; ++j) y[j] += t.residual[row * t.residual_ld + first + j];
+  activate(y, n, t);
+  if (t.post_scale)
+    for (int j = 0; j < n; ++j) y[j] *= t.post_scale[first + j];
+  if (t.post_bias)
+    for (int j = 0; j < n; ++j) y[j] += t.post_bias[first + j];
+  if (t.y)
+    std::memcpy(t.y + row * t.out_ld + first, y, size_t(n) * 4);
+  else
+    store_codes(t, row, first, n, y);
+}
+
+void epilogue(const EpilogueTile& t) {
+  for (int row = 0; row < t.rows; ++row)
+    for (int first = 0; first < t.cols; first += kRun) finish_run(t, row, first, t.cols - first < kRun ? t.cols - first : kRun);
+}
+
+}  // namespace
+}  // namespace soniq

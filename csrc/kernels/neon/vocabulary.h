@@ -1,0 +1,42 @@
+// What every NEON tier says the same way: registers of 16 codes, of 4 sums, and how to move them (dot_loop.h's vocabulary).
+//
+//   codes_u8x16    | c0 k0..3 | c1 k0..3 | c2 k0..3 | c3 k0..3 |     4 columns x 4 codes, as the panel stores them
+//   sums_u32x4     | c0       | c1       | c2       | c3       |
+//
+// Included inside each tier's own flags; anonymous namespace, so that no tier's copy can serve another.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "kernels/dot_loop.h"
+
+namespace soniq {
+namespace {
+
+struct NeonVocabulary {
+  using Bytes = uint8x16_t;
+  using Sums = uint32x4_t;
+  static constexpr int kLanes = 4;
+
+  static Bytes load(const uint8_t* p) { return vld1q_u8(p); }
+  static void store(uint8_t* p, Bytes v) { vst1q_u8(p, v); }
+  // Shifts are per byte here, so the outermost fields need no mask.
+  template <int Shift, int Mask>
+  static Bytes field(Bytes v) {
+    constexpr int kept = (Shift > 0 ? 0xff >> Shift : 0xff << -Shift) & 0xff;
+    if constexpr (Shift > 0) v = vshrq_n_u8(v, Shift);
+    if constexpr (Shift < 0) v = vshlq_n_u8(v, -Shift);
+    if constexpr ((kept & ~Mask) != 0) v = vandq_u8(v, vdupq_n_u8(Mask));
+    return v;
+  }
+  static Bytes combine(Bytes a, Bytes b) { return vorrq_u8(a, b); }
+
+  static Sums zero() { return vdupq_n_u32(0); }
+  static Sums load_sums(const uint32_t* p) { return vld1q_u32(p); }
+  static void store_sums(uint32_t* p, Sums v) { vst1q_u32(p, v); }
+  static Sums add(Sums a, Sums b) { return vaddq_u32(a, b); }
+  static Sums shift_left(Sums v, int by) { return vshlq_u32(v, vdupq_n_s32(by)); }
+};
+
+}  // namespace
+}  // namespace soniq

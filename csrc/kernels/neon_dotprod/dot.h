@@ -1,0 +1,37 @@
+// dot with the dot product extension. Goal: the INT8 rate for every width; udot is u8 x u8, so no correction is needed.
+//
+//   tile 10 rows x 2 registers of 4 outputs = 20 sums, 8 weights, 1 activation: 29 of 32 registers
+//
+//   One load brings 16 activations of a row, and udot picks the 4 codes of its step by lane:
+//
+//        activations of a row          | k0..3 | k4..7 | k8..11 | k12..15 |
+//        weights, step 0   | c0 k0..3 | c1 k0..3 | c2 k0..3 | c3 k0..3 |        udot sums, w[0], a[0]
+//        weights, step 1   | c0 k4..7 | ...                                     udot sums, w[1], a[1]
+//
+//   4 steps of 4 codes: 80 udot, 8 + 10 loads       16 MAC an instruction
+#pragma once
+
+#include "kernels/neon/vocabulary.h"
+
+namespace soniq {
+namespace {
+
+struct NeonDotprodDot : NeonVocabulary {
+  static constexpr int kVectors = 2, kSteps = 4, kRows = 10, kForms = 1;
+  static constexpr bool kFlips8BitWeights = false;
+
+  static int form(int, int) { return 0; }
+  static const char* form_name(int) { return "udot"; }
+
+  static Bytes activations(const uint8_t* codes) { return vld1q_u8(codes); }
+  template <int Form>
+  static Sums dot(Sums sums, const Bytes (&weights)[kSteps], Bytes activations) {
+    sums = vdotq_laneq_u32(sums, weights[0], activations, 0);
+    sums = vdotq_laneq_u32(sums, weights[1], activations, 1);
+    sums = vdotq_laneq_u32(sums, weights[2], activations, 2);
+    return vdotq_laneq_u32(sums, weights[3], activations, 3);
+  }
+};
+
+}  // namespace
+}  // namespace soniq

@@ -1,0 +1,151 @@
+// A layer ready to run on one tier: weights as panels, the sums the algebra needs, and the call itself.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "aligned.h"
+#include "dispatch.h"
+#include "format.h"
+
+namespace soniq {
+
+enum class Family { reference, dot, depthwise };
+const char* family_name(Family family);
+
+// What the caller wants of the integers; pointers that may be null say so. Outputs are [rows][outputs], dense.
+struct Output {
+  int32_t* acc = nullptr;              // the integers themselves, or
+  float* y = nullptr;                  // float32, or
+  uint8_t* codes = nullptr;            // codes of another plan, in its stored order
+
+  const float* activation_scale = nullptr;  // one per `rows_per_scale` output rows
+  int64_t rows_per_scale = 1;
+  const float* w_scale = nullptr;      // [outputs]
+  const float* bias = nullptr;         // [outputs] or null
+  const float* residual = nullptr;     // [rows][outputs] or null
+  // Residual codes, [rows][outputs] in stored order, or null: column n is at residual_position[n] and means
+  // float32(alpha * c + beta) * residual_factor[row / rows_per_residual_scale][n].
+  const uint8_t* residual_codes = nullptr;
+  const int32_t* residual_position = nullptr;
+  const int32_t* residual_alpha = nullptr;
+  const int32_t* residual_beta = nullptr;
+  const float* residual_factor = nullptr;
+  int64_t rows_per_residual_scale = 1;
+  Activation activation = Activation::none;
+  float lo = 0, hi = 0;
+  const float* post_scale = nullptr;   // [outputs] or null
+  const float* post_bias = nullptr;    // [outputs] or null
+  const float* r = nullptr;            // [outputs], with codes
+  const float* z = nullptr;
+  const float* cmax = nullptr;
+  const int32_t* position = nullptr;   // [outputs], with codes: where output n is stored
+};
+
+// Integer terms per output that depend on which taps are valid. Taps outside the image are exactly 0: activation
+// code 0, and weights' sums and K over the valid taps alone. Interior positions share one class.
+struct BorderTable {
+  std::vector<int32_t> row_class;   // [out_h], and
+  std::vector<int32_t> col_class;   // [out_w]: the class is row_class * col_classes + col_class
+  int col_classes = 1;
+  std::vector<uint32_t> terms;      // [classes][outputs]
+};
+
+class Layer {
+ public:
+  // streams[s]: codes of segment s, [output][tap][channel of the output's group].
+  Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier);
+
+  // codes: [batch][in_h][in_w][channels] in stored order.
+  void run(const uint8_t* codes, const Geometry& geometry, const Output& output) const;
+
+  const LayerShape& shape() const { return shape_; }
+  Family family() const { return family_; }
+  const Tier& tier() const { return tier_; }         // asked for
+  const Tier& kernel_tier() const { return *kernel_tier_; }  // whose kernel runs
+  const DotFamily& dot() const { return *kernel_tier_->table->dot; }
+  int form() const { return form_; }                 // of the first segment, where family() is dot
+  int64_t panel_bytes() const;
+
+  // One segment of one group, as the dot family stores it.
+  struct Panels {
+    int k = 0, k_padded = 0;
+    int form = 0;
+    int64_t bytes_each = 0;        // of one panel
+    AlignedBytes bytes;            // [panel]
+  };
+  const Panels& panels(int group, int segment) const { return panels_[group * segments() + segment]; }
+  int segments() const { return int(shape_.segments.size()); }
+  // log2 of the factor that S of this segment carries in the integer result.
+  int shift(int segment) const;
+  // The factor of Ca in the integer result, the repair of flipped 8-bit weights included.
+  uint32_t row_factor(int segment) const;
+  const uint8_t* stream(int segment) const { return streams_[segment].data(); }  // reference family
+  const int16_t* levels(int segment) const { return levels_[segment].data(); }   // depthwise family: [tap][channel]
+  std::shared_ptr<const BorderTable> border(const Geometry& geometry) const;
+
+ private:
+  void choose_family();
+  void build_panels(const uint8_t* const* streams);
+  void build_levels(const uint8_t* const* streams);
+  void sum_taps(const uint8_t* const* streams);
+
+  LayerShape shape_;
+  const Tier& tier_;
+  const Tier* kernel_tier_;
+  Family family_;
+  int form_ = 0;
+  std::vector<Panels> panels_;
+  std::vector<std::vector<uint8_t>> streams_;
+  std::vector<std::vector<int16_t>> levels_;
+  std::vector<uint32_t> tap_terms_;  // [tap][output]: what a valid tap adds to the constant of an output
+  mutable std::mutex border_mutex_;
+  mutable std::map<std::vector<int>, std::shared_ptr<const BorderTable>> borders_;
+};
+
+// The families' drivers.
+void run_dot(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+
+// The output position of a row, and the pixel that a tap of it reads.
+struct OutputPosition {
+  int image, oh, ow;
+};
+inline OutputPosition output_position(const Geometry& g, int64_t row) {
+  const int64_t plane = int64_t(g.out_h) * g.out_w;
+  return {int(row / plane), int(row % plane / g.out_w), int(row % g.out_w)};
+}
+// Index of the pixel, or -1 in the padding.
+inline int64_t tap_pixel(const Geometry& g, const OutputPosition& p, int tap_h, int tap_w) {
+  const int h = p.oh * g.stride_h - g.pad_top + tap_h * g.dilation_h;
+  const int w = p.ow * g.stride_w - g.pad_left + tap_w * g.dilation_w;
+  if (h < 0 || h >= g.in_h || w < 0 || w >= g.in_w) return -1;
+  return (int64_t(p.image) * g.in_h + h) * g.in_w + w;
+}
+
+// Fills the parts of a tile's description that every family shares, for rows [m0, m0 + rows) and columns [n0, ...).
+class TileEpilogue {
+ public:
+  TileEpilogue(const Layer& layer, const Output& output, const Geometry& geometry, const BorderTable* border);
+  // sums [rows][ld]; row_terms [rows].
+  void operator()(const uint32_t* sums, int64_t ld, int shift, const uint32_t* row_terms, int64_t m0, int rows, int n0,
+                  int cols);
+
+ private:
+  const float* residual_tile(int64_t m0, int rows, int n0, int cols);
+
+  const Layer& layer_;
+  const Output& output_;
+  const Geometry& geometry_;
+  const BorderTable* border_;
+  const Tier& epilogue_tier_;
+  std::vector<float> row_scale_, residual_;
+  std::vector<uint32_t> no_terms_;
+  std::vector<const uint32_t*> column_terms_;
+};
+
+}  // namespace soniq

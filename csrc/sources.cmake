@@ -1,0 +1,42 @@
+# The core library without Python: drivers at the baseline of the platform, kernels with the flags of their tier.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+
+set(SONIQ_CSRC ${CMAKE_CURRENT_LIST_DIR})
+add_library(soniq_core STATIC
+  ${SONIQ_CSRC}/cpu.cpp
+  ${SONIQ_CSRC}/dispatch.cpp
+  ${SONIQ_CSRC}/threads.cpp
+  ${SONIQ_CSRC}/pack.cpp
+  ${SONIQ_CSRC}/epilogue.cpp
+  ${SONIQ_CSRC}/gemm.cpp
+  ${SONIQ_CSRC}/conv2d.cpp
+  ${SONIQ_CSRC}/quantize.cpp
+  ${SONIQ_CSRC}/kernels/reference/table.cpp)
+target_include_directories(soniq_core PUBLIC ${SONIQ_CSRC})
+target_link_libraries(soniq_core PUBLIC OpenMP::OpenMP_CXX)
+
+# -ffp-contract=off: the float32 epilogue rounds every step; a fused multiply-add would change bits.
+# -fno-trapping-math: nobody reads the exception flags, and GCC vectorises selects only with it.
+target_compile_options(soniq_core PRIVATE
+  -O3 -ffp-contract=off -fno-trapping-math -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi)
+
+# soniq_tier(NAME flags...): the files of csrc/kernels/NAME/ with these flags, and SONIQ_HAVE_NAME for the dispatcher.
+function(soniq_tier name)
+  string(TOUPPER ${name} upper)
+  set(file ${SONIQ_CSRC}/kernels/${name}/table.cpp)
+  target_sources(soniq_core PRIVATE ${file})
+  set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${ARGN}")
+  target_compile_definitions(soniq_core PRIVATE SONIQ_HAVE_${upper})
+endfunction()
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  # -Wno-*uninitialized: GCC 12 warns about its own AVX-512 header (GCC bug 105593).
+  set(avx512 -Wno-uninitialized -Wno-maybe-uninitialized -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mbmi2 -mprefer-vector-width=512)
+  soniq_tier(avx2 -mavx2 -mfma -mbmi2)
+  soniq_tier(avx512 ${avx512})
+  soniq_tier(avx512_vbmi ${avx512} -mavx512vbmi -mavx512vpopcntdq -mavx512bitalg)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  soniq_tier(neon -march=armv8-a)
+  soniq_tier(neon_dotprod -march=armv8.2-a+dotprod)
+  soniq_tier(neon_i8mm -march=armv8.2-a+dotprod+i8mm)
+endif()

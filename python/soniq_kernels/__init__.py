@@ -1,0 +1,9 @@
+"""Fast and exact kernels for neural networks of 1 to 8 bits, mixed per input channel.
+
+    from soniq_kernels import packing, gemm, conv, isa
+"""
+
+from soniq_kernels._threads import get_num_threads, set_num_threads
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "get_num_threads", "set_num_threads"]

@@ -1,0 +1,219 @@
+"""One call of a layer: from checked arguments to the pointers that the core reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soniq_kernels import _arrays, _core
+from soniq_kernels.activations import MAX_SCALE, MIN_SCALE, Activations, quantize_activations, require_finite
+from soniq_kernels.plans import Plan
+from soniq_kernels.weights import PackedWeights
+
+_ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hardtanh": 3}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel runs, and why.
+
+    Attributes:
+        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "depthwise" or "reference".
+        kernel: the variant inside the family. tile: (rows, columns) of the inner loop. panel_bytes: of the built weights.
+        threads: at most this many. reason: one sentence.
+    """
+
+    isa: str
+    kernel_isa: str
+    family: str
+    kernel: str
+    tile: tuple[int, int]
+    panel_bytes: int
+    threads: int
+    reason: str
+
+    def __str__(self) -> str:
+        kernel = f"{self.kernel_isa}.{self.family}" + (f".{self.kernel}" if self.kernel else "")
+        return f"{kernel}, tile {self.tile[0]} x {self.tile[1]}, {self.threads} threads: {self.reason}"
+
+
+def explain(x: Any, packed: PackedWeights) -> Explanation:
+    """See `gemm.explain`."""
+    require_packed(packed)
+    if isinstance(x, Activations):
+        _require_same_plan(x, packed)
+    layer = packed.layer()
+    return Explanation(
+        _core.active_tier(), layer.kernel_tier, layer.family, layer.form, layer.tile, layer.panel_bytes,
+        _core.get_num_threads(), _reason(layer),
+    )  # fmt: skip
+
+
+def _reason(layer: _core.Layer) -> str:
+    if layer.family == "reference":
+        return "the reference tier was asked for: plain loops, the definition of right"
+    why = {
+        "dot": "weights unpacked to bytes and multiplied by byte dot products, which serves every pair of widths",
+        "depthwise": "one output per input channel, so lanes are channels",
+    }[layer.family]
+    if layer.kernel_tier != layer.tier:
+        why += f"; {layer.tier} has no {layer.family} kernel of its own and uses that of {layer.kernel_tier}"
+    return why
+
+
+def require_packed(packed: Any) -> None:
+    if not isinstance(packed, PackedWeights):
+        raise TypeError(
+            f"packed is a {type(packed).__name__}, expected packing.PackedWeights; make it with packing.quantize_weights"
+        )
+
+
+def as_activations(x: Any, packed: PackedWeights, check_finite: bool) -> Activations:
+    """`x` as codes that `packed` can read: quantized on the way in where it is float32."""
+    require_packed(packed)
+    if isinstance(x, Activations):
+        _require_same_plan(x, packed)
+        return x
+    if packed.activation_scale is None:
+        raise ValueError(
+            "x is not quantized and the packed weights have no activation_scale; pass packing.quantize_activations(x, "
+            'packed.plan, scale), or pack with activation_scale="per_row"'
+        )
+    array = _arrays.floats(x, "x")
+    if array.ndim < 1 or array.shape[-1] != packed.plan.channels:
+        got = array.shape[-1] if array.ndim else 0
+        raise ValueError(
+            f"x has {got} channels (shape {array.shape}) but the packed weights have {packed.plan.channels}; pad x or "
+            f"repack the weights"
+        )
+    return quantize_activations(array, packed.plan, packed.activation_scale, check_finite)
+
+
+def _require_same_plan(x: Activations, packed: PackedWeights) -> None:
+    if x.plan.channels != packed.plan.channels:
+        raise ValueError(
+            f"x has {x.plan.channels} channels but the packed weights have {packed.plan.channels}; pad x or repack the weights"
+        )
+    if not x.plan.same_activations(packed.plan):
+        raise ValueError(
+            f"x was quantized for {x.plan} but the weights are packed for {packed.plan}; quantize x with packed.plan"
+        )
+
+
+class Call:
+    """Builds the core's Output and keeps the arrays it points to alive until the call is over."""
+
+    def __init__(self, x: Activations, packed: PackedWeights, shape: tuple[int, ...]) -> None:
+        self.x, self.packed, self.shape = x, packed, shape
+        self.rows = int(np.prod(shape[:-1], dtype=np.int64))
+        self.output = _core.Output()
+        self._keep: list[NDArray[Any]] = []
+
+    def run(self, geometry: _core.Geometry) -> None:
+        self.packed.layer().run(self.x.stored.ctypes.data, geometry, self.output)
+
+    def _point(self, name: str, array: NDArray[Any] | None) -> None:
+        if array is not None:
+            self._keep.append(array)
+            setattr(self.output, name, array.ctypes.data)
+
+    def integers(self) -> NDArray[np.int32]:
+        acc = np.empty(self.shape, np.int32)
+        self._point("acc", acc)
+        return acc
+
+    def floats(self) -> NDArray[np.float32]:
+        y = np.empty(self.shape, np.float32)
+        self._point("y", y)
+        return y
+
+    def codes(self, plan: Plan, scale: np.float32) -> Activations:
+        """`plan` describes the output's channels."""
+        stored = np.empty(self.shape, np.uint8)
+        index = plan.segment_of()
+        grids = [s.a for s in plan.segments]
+        self._point("codes", stored)
+        self._point("r", np.array([g.r_numerator for g in grids], np.float32)[index] / scale)
+        self._point("z", np.array([g.z for g in grids], np.float32)[index])
+        self._point("cmax", np.array([g.cmax for g in grids], np.float32)[index])
+        self._point("position", plan.position)
+        return Activations(stored, plan, np.array(scale, np.float32))
+
+    def scales(self) -> None:
+        """Everything up to the bias."""
+        # scale * 2**E is exact: scales and exponents are bounded so that no product leaves the normal range.
+        scale = np.ascontiguousarray(self.x.scale * np.float32(2.0**self.packed.exponent)).ravel()
+        self._point("activation_scale", scale)
+        self.output.rows_per_scale = max(1, self.rows // max(1, scale.size))
+        self._point("w_scale", self.packed.scale)
+        self._point("bias", self.packed.bias)
+        self._point("post_scale", self.packed.post_scale)
+        self._point("post_bias", self.packed.post_bias)
+
+    def residual(self, residual: Any, check_finite: bool) -> None:
+        if residual is None:
+            return
+        if isinstance(residual, Activations):
+            return self._residual_codes(residual)
+        array = _arrays.floats(residual, "residual")
+        _require_shape(array.shape, self.shape)
+        if check_finite:
+            require_finite(array, "residual")
+        self._point("residual", array)
+
+    def _residual_codes(self, residual: Activations) -> None:
+        _require_shape(residual.shape, self.shape)
+        plan = residual.plan
+        index = plan.segment_of()
+        steps = np.array([2.0**s.a.exponent for s in plan.segments], np.float32)[index]
+        factor = np.ascontiguousarray(residual.scale.reshape(-1, 1) * steps)
+        self._point("residual_codes", residual.stored)
+        self._point("residual_position", plan.position)
+        self._point("residual_alpha", np.array([s.a.alpha for s in plan.segments], np.int32)[index])
+        self._point("residual_beta", np.array([s.a.beta for s in plan.segments], np.int32)[index])
+        self._point("residual_factor", factor)
+        self.output.rows_per_residual_scale = max(1, self.rows // factor.shape[0])
+
+    def activation(self, activation: Any) -> None:
+        name, bounds = activation, (0.0, 0.0)
+        if isinstance(activation, (tuple, list)):
+            if len(activation) != 3 or activation[0] != "hardtanh":
+                raise ValueError(f'activation is {activation!r}, expected ("hardtanh", low, high)')
+            name, bounds = activation[0], (float(activation[1]), float(activation[2]))
+            if not bounds[0] <= bounds[1]:
+                raise ValueError(f"hardtanh has low {bounds[0]} and high {bounds[1]}, expected low <= high")
+        elif name == "hardtanh" or (name is not None and name not in _ACTIVATIONS):
+            raise ValueError(f'activation is {activation!r}, expected None, "relu", "relu6" or ("hardtanh", low, high)')
+        self.output.activation = _ACTIVATIONS[name]
+        self.output.lo, self.output.hi = bounds
+
+
+def finish(call: Call, geometry: _core.Geometry, residual: Any, activation: Any, out: Any, check_finite: bool) -> Any:
+    """Runs the call with its epilogue: float32, or Activations where `out` is (plan, scale)."""
+    call.scales()
+    call.residual(residual, check_finite)
+    call.activation(activation)
+    result = call.floats() if out is None else call.codes(*_output_plan(out, call.shape[-1]))
+    call.run(geometry)
+    return result
+
+
+def _output_plan(out: Any, channels: int) -> tuple[Plan, np.float32]:
+    if not isinstance(out, (tuple, list)) or len(out) != 2 or not isinstance(out[0], Plan):
+        raise TypeError(f"out is {out!r}, expected (plan, scale) of the next layer")
+    plan, scale = out
+    if isinstance(scale, str):
+        raise ValueError(f"out has scale {scale!r}; codes as output need a fixed scale, a float")
+    if plan.channels != channels:
+        raise ValueError(f"out names a plan of {plan.channels} channels but this layer has {channels} outputs")
+    if np.ndim(scale) != 0 or not MIN_SCALE <= np.float32(scale) <= MAX_SCALE:
+        raise ValueError(f"out has scale {scale!r}, expected one float in [2**-100, 2**100]")
+    return plan, np.float32(scale)
+
+
+def _require_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if got != expected:
+        raise ValueError(f"residual has shape {got}, expected {expected}, the shape of the output")

@@ -1,0 +1,379 @@
+"""Packed weights: bit planes that any machine can read, and the layer that one tier runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soniq_kernels import _arrays, _core
+from soniq_kernels.activations import MAX_SCALE, MIN_SCALE, PER_ROW, check_largest_codes
+from soniq_kernels.plans import Grid, Plan
+
+MAX_ACC = 2**31 - 1
+
+
+class PackedWeights:
+    """Weights of one linear layer or convolution. Make them with `packing.pack`, `packing.quantize_weights` or `packing.load`.
+
+    Attributes:
+        plan: of the input channels. shape: (N, K), or (O, kh, kw, I / groups). groups: 1 for a linear layer.
+        scale: float32 [out_channels]. bias, post_scale, post_bias: float32 [out_channels] or None.
+        activation_scale: float, "per_row" or None; how float32 inputs are quantized.
+        scales_at_bits: {q: float32 [out_channels]}, scales to use when read at q bits.
+        planes: per segment, uint8 [bits, bytes]: one dense bit stream per plane over (output, tap, channel), most
+            significant plane first, bit i of a stream in byte i // 8 at position i % 8; None after `drop_portable`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        shape: tuple[int, ...],
+        planes: list[NDArray[np.uint8]],
+        scale: NDArray[np.float32],
+        bias: NDArray[np.float32] | None = None,
+        activation_scale: np.float32 | str | None = None,
+        post_scale: NDArray[np.float32] | None = None,
+        post_bias: NDArray[np.float32] | None = None,
+        scales_at_bits: dict[int, NDArray[np.float32]] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.shape = shape
+        self.planes: list[NDArray[np.uint8]] | None = planes
+        self.scale = scale
+        self.bias = bias
+        self.activation_scale = activation_scale
+        self.post_scale = post_scale
+        self.post_bias = post_bias
+        self.scales_at_bits = scales_at_bits or {}
+        self._layers: dict[str, _core.Layer] = {}
+
+    # ---- sizes -----------------------------------------------------------------------------------------------------
+    @property
+    def out_channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def groups(self) -> int:
+        return self.plan.channels // self.shape[-1]
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(height, width) of the taps; (1, 1) for a linear layer."""
+        return (self.shape[1], self.shape[2]) if len(self.shape) == 4 else (1, 1)
+
+    @property
+    def exponent(self) -> int:
+        """E: integer results count in units of 2**E."""
+        return self.plan.exponent
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the portable bit planes, scales and biases."""
+        arrays = [*self._portable("nbytes"), self.scale, self.bias, self.post_scale, self.post_bias]
+        return sum(a.nbytes for a in arrays if a is not None) + sum(a.nbytes for a in self.scales_at_bits.values())
+
+    # ---- codes -----------------------------------------------------------------------------------------------------
+    def codes(self) -> NDArray[np.uint8]:
+        """uint8 codes, `shape`, in the original channel order."""
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        result = np.empty((self.out_channels, taps, self.shape[-1]), np.uint8)
+        streams = _unpack_streams(self)
+        for group, parts in enumerate(_group_channels(self.plan, self.groups)):
+            outputs = _outputs_of(self, group)
+            for segment, part in enumerate(parts):
+                count = (outputs.stop - outputs.start) * taps * part.size
+                stream, streams[segment] = streams[segment][:count], streams[segment][count:]
+                result[outputs, :, part] = stream.reshape(-1, taps, part.size)
+        return result.reshape(self.shape)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """float32, `shape`: float32(level) * (2**e * scale of the output)."""
+        codes, out = self.codes(), np.empty(self.shape, np.float32)
+        scale = self.scale.reshape(-1, *[1] * (len(self.shape) - 1))
+        for group, parts in enumerate(_group_channels(self.plan, self.groups)):
+            outputs = _outputs_of(self, group)
+            for s, part in zip(self.plan.segments, parts, strict=True):
+                levels = s.w.levels(codes[outputs][..., part]).astype(np.float32)
+                out[outputs, ..., part] = levels * (scale[outputs] * np.float32(2.0**s.w.exponent))
+        return out
+
+    def at_bits(self, bits: int) -> PackedWeights:
+        """The same weights at `bits` bits or fewer: the low planes dropped, scales from `scales_at_bits` where given.
+
+        Raises:
+            ValueError: a weight grid other than bipolar without offset, whose planes do not nest.
+        """
+        q = _arrays.integer(bits, "bits", 1, 8)
+        for s in self.plan.segments:
+            if s.w.kind != "bipolar" or s.w.offset:
+                raise ValueError(
+                    f"at_bits needs bipolar weights without offset, this layer has {s.w}; quantize at {q} bits instead"
+                )
+        grids = [(Grid("bipolar", min(q, s.w.bits), 0, s.w.shift), s.a) for s in self.plan.segments]
+        plan = Plan.of_segments(self.plan.segment_of(), grids)
+        drop = per_weight(self.plan, self.shape, [s.w.bits - min(q, s.w.bits) for s in self.plan.segments])
+        return pack(
+            self.codes() >> drop, plan, self.scales_at_bits.get(q, self.scale), self.bias, self.activation_scale,
+            self.post_scale, self.post_bias, self.scales_at_bits,
+        )  # fmt: skip
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+    def to_tensors(self) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+        """(tensors, metadata) of the portable format, for a file that holds more than this layer. docs/format.md."""
+        from soniq_kernels import _files
+
+        return _files.to_tensors(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file that any machine can load. docs/format.md."""
+        from soniq_kernels import _files
+
+        _files.save(self, path)
+
+    def drop_portable(self) -> None:
+        """Frees the portable copy once the active tier's panels are built; `codes`, `at_bits` and `save` then refuse."""
+        self.layer()
+        self.planes = None
+
+    def _portable(self, wanted: str) -> list[NDArray[np.uint8]]:
+        if self.planes is None:
+            raise ValueError(f"{wanted} needs the portable copy, which drop_portable() freed; load the file again")
+        return self.planes
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+    def layer(self) -> _core.Layer:
+        """The layer of the active tier, built at its first use."""
+        tier = _core.active_tier()
+        if tier not in self._layers:
+            self._portable(f"the tier {tier}")
+            streams = _unpack_streams(self)
+            segments = [_segment_tuple(self.plan, i, self.groups) for i in range(len(self.plan.segments))]
+            self._layers[tier] = _core.Layer(
+                self.out_channels, self.groups, *self.kernel_size, self.plan.channels, segments,
+                [s.ctypes.data for s in streams], tier,
+            )  # fmt: skip
+        return self._layers[tier]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._portable("pickling")
+        return {**self.__dict__, "_layers": {}}
+
+    def __repr__(self) -> str:
+        return f"PackedWeights{self.shape}, {self.plan}"
+
+
+# ---- making --------------------------------------------------------------------------------------------------------
+def pack(
+    codes: Any,
+    plan: Plan,
+    scale: Any,
+    bias: Any = None,
+    activation_scale: Any = None,
+    post_scale: Any = None,
+    post_bias: Any = None,
+    scales_at_bits: dict[int, Any] | None = None,
+) -> PackedWeights:
+    """Packs weight codes.
+
+    Args:
+        codes: uint8 [N, K] or OHWI [O, kh, kw, I / groups], original channel order; groups = plan.channels / last axis.
+        plan: of the layer's input channels.
+        scale: float32 [N] (or one float): a weight is level * 2**e * scale. Any sign, or 0.
+        bias: float32 [N], added after the scales; a batch norm is folded into `scale` and `bias`.
+        activation_scale: float or "per_row", serves float32 inputs.
+        post_scale, post_bias: float32 [N], a batch norm behind the activation function.
+        scales_at_bits: {q: float32 [N]}, scales that `at_bits(q)` takes instead of `scale`.
+
+    Raises:
+        ValueError: shapes or codes that do not fit, or a K so large that the int32 result could overflow.
+    """
+    array = _arrays.codes(codes, "codes")
+    groups = _check_shape(array.shape, plan)
+    check_largest_codes(array, per_weight(plan, array.shape, [s.w.cmax for s in plan.segments]), "codes")
+    _check_bound(plan, groups, int(np.prod(array.shape[1:-1], dtype=np.int64)))
+    n = array.shape[0]
+    at_bits = {_arrays.integer(q, "scales_at_bits", 1, 8): _weight_scale(s, n) for q, s in (scales_at_bits or {}).items()}
+    return PackedWeights(
+        plan,
+        array.shape,
+        _pack_planes(array, plan, groups),
+        _weight_scale(scale, n),
+        _optional_vector(bias, "bias", n),
+        activation_scale_of(activation_scale),
+        _optional_vector(post_scale, "post_scale", n),
+        _optional_vector(post_bias, "post_bias", n),
+        at_bits,
+    )
+
+
+def quantize_weights(
+    w: Any,
+    plan: Plan,
+    scale: Any = None,
+    bias: Any = None,
+    activation_scale: Any = None,
+    post_scale: Any = None,
+    post_bias: Any = None,
+) -> PackedWeights:
+    """float32 weights [N, K] or OHWI to the nearest codes, then `pack`.
+
+    Args:
+        scale: float32 [N], positive; None takes the largest |w| of each output to the edge of the widest grid.
+    """
+    array = _arrays.floats(w, "w")
+    groups = _check_shape(array.shape, plan)
+    if not np.isfinite(array).all():
+        raise ValueError("w has non-finite values; every weight must be a finite float32")
+    n = array.shape[0]
+    scale = _default_weight_scale(array, plan) if scale is None else _weight_scale(scale, n)
+    if not ((scale >= MIN_SCALE) & (scale <= MAX_SCALE)).all():
+        raise ValueError("scale must lie in [2**-100, 2**100] to quantize weights; fold a negative or zero scale after packing")
+    segments = plan.segments
+    numerator, z, cmax = (
+        per_weight(plan, array.shape, values).astype(np.float32)
+        for values in ([s.w.r_numerator for s in segments], [s.w.z for s in segments], [s.w.cmax for s in segments])
+    )
+    r = numerator / scale.reshape(-1, *[1] * (array.ndim - 1))
+    codes = np.clip(array * r + z, np.float32(0), cmax).astype(np.uint8)  # NumPy rounds the product, then the sum
+    return pack(codes, plan, scale, bias, activation_scale, post_scale, post_bias)
+
+
+def activation_scale_of(value: Any) -> np.float32 | str | None:
+    """A float32 in the contract's range, "per_row" or None."""
+    if value is None or (isinstance(value, str) and value == PER_ROW):
+        return value
+    if isinstance(value, (str, bool)) or np.ndim(value) != 0:
+        raise TypeError(f'activation_scale is {value!r}, expected a float, "per_row" or None')
+    scale = np.float32(value)
+    if not MIN_SCALE <= scale <= MAX_SCALE:
+        raise ValueError(f"activation_scale is {value}, expected a float in [2**-100, 2**100]")
+    return scale
+
+
+def _default_weight_scale(w: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+    grid = max((s.w for s in plan.segments), key=lambda g: (g.bits, g.max_level * 2.0**g.exponent))
+    largest = np.abs(w).reshape(w.shape[0], -1).max(axis=1)
+    return np.where(largest > 0, np.clip(largest * grid.dynamic_factor, MIN_SCALE, MAX_SCALE), np.float32(1))
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+def _check_shape(shape: tuple[int, ...], plan: Plan) -> int:
+    """The number of groups."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan is a {type(plan).__name__}, expected a packing.Plan")
+    if len(shape) not in (2, 4) or min(shape) < 1:
+        raise ValueError(f"weights have shape {shape}, expected [N, K] or OHWI [O, kh, kw, I / groups] without empty axes")
+    if len(shape) == 2 and shape[1] != plan.channels:
+        raise ValueError(
+            f"weights have {shape[1]} input channels (shape {shape}) but the plan has {plan.channels}; "
+            f"make the plan with {shape[1]} channels"
+        )
+    if plan.channels % shape[-1] or shape[0] % (plan.channels // shape[-1]):
+        raise ValueError(
+            f"weights of shape {shape} do not divide a plan of {plan.channels} channels into groups: the plan's channels must "
+            f"be a multiple of {shape[-1]}, and the outputs {shape[0]} a multiple of the groups"
+        )
+    return plan.channels // shape[-1]
+
+
+def _check_bound(plan: Plan, groups: int, taps: int) -> None:
+    """The integer result must fit int32 for every input: refused before anything could wrap."""
+    index = plan.segment_of().reshape(groups, -1)
+    for group in range(groups):
+        counts = [taps * int((index[group] == i).sum()) for i in range(len(plan.segments))]
+        per_k = [2 ** (s.exponent - plan.exponent) * s.w.max_magnitude * s.a.max_magnitude for s in plan.segments]
+        if sum(k * m for k, m in zip(counts, per_k, strict=True)) > MAX_ACC:
+            parts = [
+                f"K = {k} at w_bits = {s.w.bits}, a_bits = {s.a.bits} (largest alone: {MAX_ACC // m})"
+                for k, m, s in zip(counts, per_k, plan.segments, strict=True)
+                if k
+            ]
+            raise ValueError(
+                f"the int32 result could overflow: {' and '.join(parts)}; use fewer bits or split the layer's channels"
+            )
+
+
+def check_packed(packed: PackedWeights) -> None:
+    """What a file cannot show by shapes alone: groups, the int32 bound, codes within their grid, finite vectors."""
+    groups = _check_shape(packed.shape, packed.plan)
+    _check_bound(packed.plan, groups, packed.kernel_size[0] * packed.kernel_size[1])
+    for s, stream in zip(packed.plan.segments, _unpack_streams(packed), strict=True):
+        if s.w.cmax < 2**s.w.bits - 1 and stream.max(initial=0) > s.w.cmax:
+            raise ValueError(f"weights have code {stream.max()}, above {s.w.cmax}, the largest of the {s.w.kind} grid")
+    for name, vector in [("scale", packed.scale), ("bias", packed.bias), ("post_scale", packed.post_scale),
+                         ("post_bias", packed.post_bias), *packed.scales_at_bits.items()]:  # fmt: skip
+        if vector is not None and not np.isfinite(vector).all():
+            raise ValueError(f"{name} has non-finite values")
+
+
+def _weight_scale(scale: Any, n: int) -> NDArray[np.float32]:
+    return _arrays.float_vector(scale, "scale", n)
+
+
+def _optional_vector(x: Any, name: str, n: int) -> NDArray[np.float32] | None:
+    return None if x is None else _arrays.float_vector(x, name, n)
+
+
+# ---- streams and planes --------------------------------------------------------------------------------------------
+def per_weight(plan: Plan, shape: tuple[int, ...], values: list[Any]) -> NDArray[Any]:
+    """One value per segment, spread over weights of `shape`: [N, 1.., I / groups], which broadcasts."""
+    groups = plan.channels // shape[-1]
+    by_group = np.array(values)[plan.segment_of().reshape(groups, -1)]
+    return np.repeat(by_group, shape[0] // groups, axis=0).reshape(shape[0], *[1] * (len(shape) - 2), shape[-1])
+
+
+def _group_channels(plan: Plan, groups: int) -> list[list[NDArray[np.int64]]]:
+    """[group][segment]: the channels of the segment, relative to the group."""
+    index = plan.segment_of().reshape(groups, -1)
+    return [[np.flatnonzero(row == i) for i in range(len(plan.segments))] for row in index]
+
+
+def _outputs_of(packed: PackedWeights, group: int) -> slice:
+    per_group = packed.out_channels // packed.groups
+    return slice(group * per_group, (group + 1) * per_group)
+
+
+def _pack_planes(codes: NDArray[np.uint8], plan: Plan, groups: int) -> list[NDArray[np.uint8]]:
+    n, channels = codes.shape[0], codes.shape[-1]
+    rows = codes.reshape(groups, n // groups, -1, channels)
+    planes = []
+    parts = _group_channels(plan, groups)
+    for i, s in enumerate(plan.segments):
+        stream = np.concatenate([rows[g][:, :, p[i]].ravel() for g, p in enumerate(parts)])
+        planes.append(
+            np.stack([np.packbits((stream >> b) & 1, bitorder="little") for b in reversed(range(s.w.bits))])
+        )
+    return planes
+
+
+def stream_length(plan: Plan, shape: tuple[int, ...], segment: int) -> int:
+    """Codes in one segment of weights of `shape`."""
+    taps = int(np.prod(shape[1:-1], dtype=np.int64))
+    groups = plan.channels // shape[-1]
+    return plan.segments[segment].channels * taps * (shape[0] // groups)
+
+
+def _unpack_streams(packed: PackedWeights) -> list[NDArray[np.uint8]]:
+    """uint8 codes of each segment, [output][tap][channel of the output's group]."""
+    streams = []
+    for i, planes in enumerate(packed._portable("codes")):
+        count = stream_length(packed.plan, packed.shape, i)
+        stream = np.zeros(count, np.uint8)
+        for plane in planes:
+            stream = (stream << 1) | np.unpackbits(plane, count=count, bitorder="little")
+        streams.append(stream)
+    return streams
+
+
+def _segment_tuple(plan: Plan, segment: int, groups: int) -> Any:
+    s = plan.segments[segment]
+    counts = (plan.segment_of().reshape(groups, -1) == segment).sum(axis=1)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return _grid_tuple(s.w), _grid_tuple(s.a), [int(v) for v in starts]
+
+
+def _grid_tuple(g: Grid) -> tuple[int, int, int, int]:
+    return g.bits, g.alpha, g.beta, g.exponent

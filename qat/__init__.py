@@ -1,0 +1,44 @@
+"""Quantization-aware training whose forward is the kernels' arithmetic, bit for bit.
+
+    qat.prepare(model, qat.Config(palette=(2, 4), target_bits=2.5), example_input)
+    ...train with loss + qat.bit_penalty(model)...
+    qat.freeze(model)
+    ...train...
+    packed = qat.convert(model)
+    assert qat.verify(model, packed, batch)
+"""
+
+from soniq_kernels._optional import require
+
+require("torch", extra="torch")
+
+from .budget import bit_penalty, param_groups  # noqa: E402
+from .config import Config  # noqa: E402
+from .convert import convert  # noqa: E402
+from .freeze import fix_batch_norm, freeze  # noqa: E402
+from .layers import QuantConv2d, QuantLayer, QuantLinear  # noqa: E402
+from .packed_layers import PackedConv2d, PackedLayer, PackedLinear  # noqa: E402
+from .prepare import prepare  # noqa: E402
+from .report import report  # noqa: E402
+from .storage import load, save  # noqa: E402
+from .verify import verify  # noqa: E402
+
+__all__ = [
+    "Config",
+    "PackedConv2d",
+    "PackedLayer",
+    "PackedLinear",
+    "QuantConv2d",
+    "QuantLayer",
+    "QuantLinear",
+    "bit_penalty",
+    "convert",
+    "fix_batch_norm",
+    "freeze",
+    "load",
+    "param_groups",
+    "prepare",
+    "report",
+    "save",
+    "verify",
+]

@@ -1,0 +1,91 @@
+"""The bit budget: how many bits a network spends, the penalty that steers it, and the optimizer's groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .layers import NOISE, QuantLayer
+
+
+def attach(model: nn.Module, target_bits: float, left_float: Mapping[str, str]) -> None:
+    """Put the target and the multiplier of the penalty on the root module, as buffers: a checkpoint resumes both."""
+    device = next(model.parameters()).device
+    model.register_buffer("soniq_target_bits", torch.tensor(float(target_bits), device=device))
+    model.register_buffer("soniq_multiplier", torch.tensor(0.0, device=device))
+    model.soniq_left_float = dict(left_float)
+
+
+def prepared_root(model: nn.Module) -> nn.Module:
+    """The module `prepare` was called on: the model itself, or inside a wrapper such as DistributedDataParallel."""
+    for module in model.modules():
+        if hasattr(module, "soniq_left_float"):
+            return module
+    raise ValueError(f"this {type(model).__name__} is not prepared; call qat.prepare(model, config, example_input) first")
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
+    """(name, layer) of every quantized layer, once each, in the order of registration."""
+    for name, module in prepared_root(model).named_modules():
+        if isinstance(module, QuantLayer):
+            yield name, module
+
+
+def learned_layers(model: nn.Module) -> list[QuantLayer]:
+    """The layers whose channels choose between two precisions."""
+    return [layer for _, layer in quantized_layers(model) if layer.learns_bits]
+
+
+def average_bits(layers: list[QuantLayer]) -> Tensor:
+    """Average bits of a weight over `layers`: the learned real number in the noise phase, then the fixed one."""
+    spent = sum(layer.weights_per_channel * _bits(layer).sum() for layer in layers)
+    return spent / sum(layer.weight.numel() for layer in layers)
+
+
+def _bits(layer: QuantLayer) -> Tensor:
+    return layer.learned_bits() if layer.phase_index == NOISE else layer.bits.float()
+
+
+def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0) -> Tensor:
+    """What to add to the loss in the noise phase so that the average bits end at the target; 0 in the other phases.
+
+    multiplier * (average - target) + stiffness / 2 * (average - target)^2, a scalar with a gradient to every precision.
+    Each call in training mode is one step of dual ascent: the multiplier grows by rate * (average - target).
+    Raises FloatingPointError when a precision has become NaN.
+    """
+    root, layers = prepared_root(model), learned_layers(model)
+    if not layers or layers[0].phase_index != NOISE:
+        return torch.zeros((), device=root.soniq_multiplier.device)
+    excess = average_bits(layers) - root.soniq_target_bits
+    if not torch.isfinite(excess):
+        raise FloatingPointError(
+            f"the average bits are {excess.item()}: training has diverged; lower the learning rate of the precisions "
+            "(param_groups(bits_lr=...)) or clip gradients, and resume from a checkpoint before this step"
+        )
+    if root.training and torch.is_grad_enabled():
+        root.soniq_multiplier += rate * excess.detach()
+    return root.soniq_multiplier.clone() * excess + stiffness / 2 * excess.square()
+
+
+def param_groups(
+    model: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0, scale_lr: float | None = None, bits_lr: float | None = None
+) -> list[dict[str, object]]:
+    """Groups for an Adam-like optimizer: weights; biases and norms; scales; precisions. Every parameter once.
+
+    Only weights (parameters with two dimensions or more) decay. scale_lr defaults to lr: scales are learned as a factor
+    of their first value, so one rate suits all. bits_lr defaults to 10 * lr. The groups do not change with the phase.
+    """
+    scales, precisions = [], []
+    for _, layer in quantized_layers(model):
+        scales += [layer.weight_gain, layer.input_gain]
+        precisions.append(layer.precision)
+    taken = {id(p) for p in scales + precisions}
+    others = [p for p in model.parameters() if id(p) not in taken]
+    return [
+        {"name": "weights", "params": [p for p in others if p.dim() > 1], "lr": lr, "weight_decay": weight_decay},
+        {"name": "vectors", "params": [p for p in others if p.dim() <= 1], "lr": lr, "weight_decay": 0.0},
+        {"name": "scales", "params": scales, "lr": lr if scale_lr is None else scale_lr, "weight_decay": 0.0},
+        {"name": "bits", "params": precisions, "lr": 10 * lr if bits_lr is None else bits_lr, "weight_decay": 0.0},
+    ]

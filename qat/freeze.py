@@ -1,0 +1,71 @@
+"""freeze: from learned precisions to two fixed ones per layer; and the last step, fixed batch norm statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .budget import learned_layers, prepared_root, quantized_layers
+from .layers import EXACT, FOLDED, NOISE, QuantLayer
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """End the noise phase, in place: every channel gets the low or the high precision of its layer's palette.
+
+    The channels that learned the most bits get the high precision, over the whole network, as many as the target
+    average allows: the average lands below the target by less than one channel. From here on the forward is the
+    kernels' arithmetic. Raises ValueError if the model is already frozen, FloatingPointError if a precision is NaN.
+    """
+    layers = [layer for _, layer in quantized_layers(model)]
+    if any(layer.phase_index != NOISE for layer in layers):
+        raise ValueError("this model is already frozen; prepare a fresh one to learn other bits")
+    _choose_precisions(learned_layers(model), float(prepared_root(model).soniq_target_bits))
+    for layer in layers:
+        layer.precision.requires_grad_(False)
+        layer.set_phase(EXACT)
+    return model
+
+
+def fix_batch_norm(model: nn.Module) -> nn.Module:
+    """Stop updating batch norm statistics, in place: from here on training computes exactly what ships.
+
+    Call it for the last part of the fine-tuning; eval and convert use the running statistics with or without it.
+    """
+    layers = frozen_layers(model)
+    for _, layer in layers:
+        layer.set_phase(FOLDED)
+    return model
+
+
+def frozen_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
+    """(name, layer) of every quantized layer; ValueError while the bits are still being learned."""
+    layers = list(quantized_layers(model))
+    for name, layer in layers:
+        if layer.phase_index == NOISE:
+            raise ValueError(f"layer {name} is in the noise phase and has no fixed bits; call qat.freeze(model) first")
+    return layers
+
+
+def _choose_precisions(layers: list[QuantLayer], target: float) -> None:
+    """Fixed layers keep theirs; the others share one budget."""
+    if not layers:
+        return
+    low, high = layers[0].palette
+    wanted = torch.cat([layer.learned_bits().detach() for layer in layers]).cpu()
+    cost = torch.cat([torch.full((layer.channels,), layer.weights_per_channel) for layer in layers])
+    if not torch.isfinite(wanted).all():
+        raise FloatingPointError("a learned precision is NaN: training has diverged; resume from an earlier checkpoint")
+    budget = (target - low) / (high - low) * float(cost.sum())
+    is_high = _most_wanted(wanted, cost, budget)
+    for layer, chosen in zip(layers, is_high.split([layer.channels for layer in layers]), strict=True):
+        layer.set_bits(torch.where(chosen, high, low).to(layer.bits.device))
+
+
+def _most_wanted(wanted: Tensor, cost: Tensor, budget: float) -> Tensor:
+    """Bool: channels in falling order of `wanted`, each taken if its weights still fit the budget."""
+    is_high = torch.zeros(len(wanted), dtype=torch.bool)
+    for channel in torch.sort(wanted, descending=True, stable=True).indices.tolist():
+        weights = int(cost[channel])
+        if weights <= budget:
+            is_high[channel], budget = True, budget - weights
+    return is_high

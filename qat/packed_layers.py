@@ -1,0 +1,70 @@
+"""PackedLinear and PackedConv2d: what convert puts in place of the quantized layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from soniq_kernels import packing, torch_ops
+
+from .geometry import Geometry
+
+
+class PackedLayer(nn.Module):
+    """Holds packed weights as the uint8 buffer `packed`, the bytes of a saved file. float32 in, float32 out, CPU."""
+
+    def __init__(self, packed: packing.PackedWeights):
+        super().__init__()
+        self.register_buffer("packed", torch_ops.weights_to_tensor(packed))
+        self._read(packed)
+
+    def _read(self, packed: packing.PackedWeights) -> None:
+        self.channels, self.outputs = packed.plan.channels, packed.out_channels
+
+    def packed_weights(self) -> packing.PackedWeights:
+        """The packed weights, for looking at: codes(), plan, scale, save(path)."""
+        return torch_ops.weights_from_tensor(self.packed.cpu())
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+        new = state_dict.get(prefix + "packed")
+        if new is not None:  # other bits make another length, so the buffer is replaced, not copied into
+            self._accept(torch_ops.weights_from_tensor(new.cpu()), prefix)
+            self.packed = torch.empty_like(new, device=self.packed.device)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _accept(self, packed: packing.PackedWeights, prefix: str) -> None:
+        found, expected = (packed.plan.channels, packed.out_channels), (self.channels, self.outputs)
+        if found != expected:
+            raise ValueError(f"{prefix}packed has {found} (inputs, outputs), this layer has {expected}")
+
+    def extra_repr(self) -> str:
+        weights = self.packed_weights()
+        bits = "+".join(str(segment.w.bits) for segment in weights.plan.segments)
+        return f"{self.channels} -> {self.outputs}, bits={bits}, bytes={weights.nbytes}"
+
+
+class PackedLinear(PackedLayer):
+    """A Linear on the kernels: x [..., in_features] to [..., out_features]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.soniq.linear(x.float(), self.packed, self.outputs)
+
+
+class PackedConv2d(PackedLayer):
+    """A Conv2d on the kernels: x [B, C, H, W] (or [C, H, W]), result channels last in memory."""
+
+    def __init__(self, packed: packing.PackedWeights, place: Geometry):
+        super().__init__(packed)
+        self.place = place
+
+    def _read(self, packed: packing.PackedWeights) -> None:
+        super()._read(packed)
+        self.kernel_size = list(packed.shape[1:3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return self(x.unsqueeze(0)).squeeze(0)
+        place = self.place
+        return torch.ops.soniq.conv2d(
+            x.float(), self.packed, self.outputs, self.kernel_size, place.stride, place.padding, place.dilation
+        )

@@ -1,0 +1,189 @@
+"""prepare: swap the Linear and Conv2d layers of a float model for quantized ones, in place."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from soniq_kernels.packing import Grid
+
+from .budget import attach
+from .config import Config
+from .exactness import INT32_MAX, accumulator_bound
+from .layers import QuantConv2d, QuantLayer, QuantLinear
+from .observe import Seen, observe
+from .quantizer import LARGEST_SCALE, SMALLEST_SCALE
+from .scales import fit_scale
+
+KINDS = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
+WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
+
+
+def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Module:
+    """Make `model` trainable at low precision, in place, and return it.
+
+    Parameters stay the same objects, so an optimizer made earlier goes on working (it lacks the new scales and
+    precisions: see `param_groups`). A BatchNorm that alone reads a layer's output moves into that layer. Layers that
+    cannot be quantized stay float32; `report` gives the reason for each. All new tensors have their final shape, and
+    state_dict loads strictly at any phase.
+
+    example_input: one real batch, as a tensor, a tuple of arguments or a dict of keyword arguments.
+    Raises ValueError if the model was prepared before, is itself a layer, or has nothing to quantize.
+    """
+    _refuse_unpreparable(model)
+    names = _names(model)
+    candidates = [layer for layer in names if type(layer) in KINDS]
+    _refuse_unmatched(config, [names[layer] for layer in candidates])
+    seen = observe(model, candidates, example_input)
+    palettes = _palettes(seen, config)
+    left = {names[layer]: _reason_to_stay_float(layer, names[layer], seen, palettes, config) for layer in candidates}
+    taken = [layer for layer in candidates if left[names[layer]] is None]
+    if not taken:
+        listing = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or "it has no Linear or Conv2d"
+        raise ValueError(f"prepare found no layer to quantize in this {type(model).__name__} ({listing})")
+    quantized = {layer: _quantized(layer, palettes[layer], seen[layer], config) for layer in taken}
+    norms = {seen[layer].norm: nn.Identity() for layer in taken if quantized[layer].norm is not None}
+    swap(model, quantized | norms)
+    _refuse_unreached(model, example_input, list(quantized.values()), [names[layer] for layer in taken])
+    attach(model, config.target_bits, {name: reason for name, reason in left.items() if reason} | _unsupported(names))
+    return model
+
+
+def _refuse_unpreparable(model: nn.Module) -> None:
+    if any(isinstance(module, QuantLayer) for module in model.modules()):
+        raise ValueError("this model is already prepared; prepare a fresh float model instead")
+    if type(model) in KINDS:
+        raise ValueError(f"the model is a single {type(model).__name__}, which cannot be swapped in place; "
+                         "wrap it: nn.Sequential(layer)")  # fmt: skip
+
+
+def _refuse_unmatched(config: Config, names: list[str]) -> None:
+    for pattern in config.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"exclude has {pattern!r}, which matches no Linear or Conv2d; there are: {', '.join(names)}")
+
+
+def _names(model: nn.Module) -> dict[nn.Module, str]:
+    """Every module once, with the first of its names."""
+    return {module: name for name, module in model.named_modules()}
+
+
+def _unsupported(names: dict[nn.Module, str]) -> dict[str, str]:
+    """Layers with weights that are neither a Linear nor a Conv2d (subclasses may compute something else)."""
+    return {
+        name: f"a {type(module).__name__} is not supported"
+        for module, name in names.items()
+        if isinstance(module, WEIGHTED) and type(module) not in KINDS
+    }
+
+
+def _palettes(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, tuple[int, int]]:
+    """(low, high) bits of every layer: the palette, or one fixed precision for the first and the last layer."""
+    last = max((s.order for s in seen.values()), default=0)
+    fixed = {last: config.last_bits} | {0: config.first_bits or (config.last_bits if last == 0 else None)}
+    bits = {layer: fixed.get(s.order) for layer, s in seen.items()}
+    return {layer: config.palette if b is None else (b, b) for layer, b in bits.items()}
+
+
+def _reason_to_stay_float(
+    layer: nn.Module, name: str, all_seen: dict[nn.Module, Seen], palettes: dict[nn.Module, tuple[int, int]], config: Config
+) -> str | None:
+    seen = all_seen.get(layer)
+    if any(fnmatchcase(name, pattern) for pattern in config.exclude):
+        return "excluded"
+    if seen is None:
+        return "the example input does not reach its forward"
+    if layer.weight.dtype != torch.float32:
+        return f"its weight is {layer.weight.dtype}, not float32"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has forward hooks"
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        return f"padding_mode is {layer.padding_mode!r}, only zeros are exact"
+    if not seen.finite:
+        raise ValueError(f"layer {name} reads NaN or infinity on example_input; give a batch on which the model works")
+    return _reason_of_size(layer, palettes[layer])
+
+
+def _reason_of_size(layer: nn.Module, palette: tuple[int, int]) -> str | None:
+    """The widest sums this layer could be asked for must fit int32."""
+    channels, taps = layer.weight.shape[1], layer.weight[0, 0].numel()
+    bound = accumulator_bound([palette[1]] * channels, "bipolar", taps, groups=1)
+    return None if bound <= INT32_MAX else f"sums of {channels * taps} products may pass int32 at {palette[1]} bits"
+
+
+def _quantized(layer: nn.Module, palette: tuple[int, int], seen: Seen, config: Config) -> QuantLayer:
+    kind = config.a_grid
+    if kind == "auto":
+        kind = "unsigned" if seen.smallest >= 0 else "bipolar"
+    learns = palette[0] < palette[1]
+    quantized = KINDS[type(layer)](layer, palette, kind, learns)
+    if config.fold_batch_norm and seen.norm is not None and _foldable(layer, seen.norm):
+        quantized.norm = seen.norm
+    _start(quantized, config.target_bits if learns else palette[1], seen)
+    quantized.training = layer.training  # not .train(): the batch norm keeps a mode of its own
+    return quantized
+
+
+def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
+    """Fixed statistics, float32, no hooks, and of the kind that normalises the layer's output channels."""
+    expected = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+    return (
+        type(norm) is expected
+        and norm.running_mean is not None
+        and norm.running_mean.dtype == torch.float32
+        and norm.num_features == len(layer.weight)
+        and not norm._forward_hooks
+        and not norm._forward_pre_hooks
+    )
+
+
+def _start(layer: QuantLayer, bits: float, seen: Seen) -> None:
+    """First values: every channel at `bits`, scales by least squares for that width.
+
+    8-bit inputs take the full range instead, and keep it: images of uint8 pixels then pass without loss.
+    """
+    width = torch.tensor([[round(bits)]], device=layer.bits.device)
+    with torch.no_grad():
+        layer.precision.fill_(precision_of(bits))
+        layer.set_bits(torch.full_like(layer.bits, round(bits)))
+        layer.fit_weight_scale()
+        if bits == 8:
+            layer.input_unit.fill_(full_range(seen.largest, layer.kind, 8))
+        else:
+            layer.input_unit.copy_(fit_scale(seen.sample.view(1, -1), layer.kind, width)[0])
+    if bits == 8 and seen.order == 0:
+        layer.input_gain.requires_grad_(False)
+
+
+def precision_of(bits: float) -> float:
+    """s with 1 + log2(1 + e^-s) = bits; just above 1 bit for 1, where s would be infinite."""
+    return -math.log(2.0 ** (max(bits, 1.01) - 1) - 1)
+
+
+def full_range(largest: float, kind: str, bits: int) -> float:
+    """The scale at which the grid's largest value is `largest`."""
+    grid = Grid(kind, bits)
+    scale = largest / (grid.max_level * 2.0**grid.exponent)
+    return min(max(scale, SMALLEST_SCALE), LARGEST_SCALE) if scale > 0 else 1.0
+
+
+def swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
+    """Replace modules under every name they have."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in swaps:
+                parent._modules[name] = swaps[child]
+
+
+def _refuse_unreached(model: nn.Module, example_input: object, layers: list[QuantLayer], names: list[str]) -> None:
+    """A layer kept in a plain list, too, would go on being called as float: say so instead of training nothing."""
+    seen = observe(model, layers, example_input)
+    missed = [name for layer, name in zip(layers, names, strict=True) if layer not in seen]
+    if missed:
+        raise ValueError(
+            f"the model calls {', '.join(missed)} through a reference that is not a submodule (a plain list or dict?), "
+            "so it would stay float; use nn.ModuleList or nn.ModuleDict, or exclude it"
+        )

@@ -1,0 +1,133 @@
+"""report: what every layer costs and how it will be computed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from soniq_kernels import gemm
+from soniq_kernels._optional import require
+
+from .exactness import FLOAT32_EXACT, accumulator_bound
+from .layers import NOISE, QuantLayer
+from .packed_layers import PackedLayer
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer. channels: {bits: input channels}, empty where bits are still learned or the layer is float."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    channels: dict[int, int]
+    average_bits: float
+    bytes: int
+    grid: str
+    kernel: str
+    bound: int | None
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def exact_in(self) -> str:
+        """The float type that holds every sum of the emulation exactly."""
+        return "" if self.bound is None else "float32" if self.bound < FLOAT32_EXACT else "float64"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All layers with weights, in order of registration. print() it, or read the fields."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def average_bits(self) -> float:
+        """Bits of a weight over the whole network; a float weight has 32. Biases, norms and scales are not weights."""
+        return sum(l.average_bits * l.weights for l in self.layers) / sum(l.weights for l in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    def __rich__(self):
+        table = require("rich.table", extra="torch").Table(caption=self._caption(), caption_justify="left")
+        for title, justify in (("layer", "left"), ("kind", "left"), ("weights", "right"), ("channels at bits", "left"),
+                               ("average bits", "right"), ("bytes", "right"), ("input grid", "left"),
+                               ("largest sum", "right"), ("exact in", "left"), ("kernel", "left")):  # fmt: skip
+            table.add_column(title, justify=justify)
+        for l in self.layers:
+            channels = "  ".join(f"{count} at {bits}" for bits, count in sorted(l.channels.items()))
+            bound = "" if l.bound is None else f"{l.bound:,}"
+            table.add_row(l.name, l.kind, "x".join(map(str, l.shape)), channels, f"{l.average_bits:.2f}",
+                          f"{l.bytes:,}", l.grid, bound, l.exact_in, l.kernel)  # fmt: skip
+        return table
+
+    def _caption(self) -> str:
+        return f"{self.average_bits:.2f} bits a weight over the whole network (float weights count as 32), {self.bytes:,} bytes"
+
+    def __str__(self) -> str:
+        console = require("rich.console", extra="torch").Console(width=140)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+
+def report(model: nn.Module) -> Report:
+    """Report on a prepared, frozen or converted model. Bytes before convert are an estimate: codes, scales and biases."""
+    reasons = getattr(model, "soniq_left_float", {})
+    return Report(tuple(_rows(model, reasons)))
+
+
+def _rows(model: nn.Module, reasons: dict[str, str]) -> Iterator[LayerReport]:
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLayer):
+            inside.update(id(p) for p in module.parameters())
+            yield _quantized_row(name, module)
+        elif isinstance(module, PackedLayer):
+            yield _packed_row(name, module)
+        else:
+            for parameter_name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() > 1 and id(parameter) not in inside:
+                    inside.add(id(parameter))
+                    yield _float_row(name, parameter_name, module, parameter, reasons)
+
+
+def _float_row(name, parameter_name, module, parameter, reasons) -> LayerReport:
+    owner = name or type(module).__name__
+    label = owner if parameter_name == "weight" else f"{owner}.{parameter_name}"
+    kernel = f"float: {reasons[name]}" if name in reasons else "float"
+    return LayerReport(label, type(module).__name__, tuple(parameter.shape), {}, 32.0, 4 * parameter.numel(), "", kernel, None)
+
+
+def _quantized_row(name: str, layer: QuantLayer) -> LayerReport:
+    learning = layer.phase_index == NOISE and layer.learns_bits
+    bits = layer.learned_bits().detach() if learning else layer.bits.float()
+    average = float(bits.mean())  # every input channel of a layer has the same number of weights
+    vectors = 2 if layer.bias is not None or layer.norm is not None else 1
+    size = math.ceil(average * layer.weight.numel() / 8) + 4 * vectors * len(layer.weight)
+    channels = {} if learning else dict(Counter(layer.bits.tolist()))
+    kernel = "noise" if layer.phase_index == NOISE else "emulation"
+    return LayerReport(name, type(layer).__name__, tuple(layer.weight.shape), channels, average, size, layer.kind, kernel,
+                       None if learning else layer.bound)  # fmt: skip
+
+
+def _packed_row(name: str, layer: PackedLayer) -> LayerReport:
+    packed = layer.packed_weights()
+    segments, shape = packed.plan.segments, tuple(packed.shape)
+    bits = np.array([segment.w.bits for segment in segments])[packed.plan.segment_of()]
+    kind, taps = segments[0].a.kind, math.prod(shape[1:-1])
+    example = np.zeros((1, *shape[1:3], packed.plan.channels) if len(shape) == 4 else (1, shape[-1]), np.float32)
+    explanation = gemm.explain(example, packed)
+    shape = (shape[0], shape[-1], *shape[1:-1])  # OIHW, as torch says it
+    bound = accumulator_bound(bits.tolist(), kind, taps, packed.groups)
+    return LayerReport(name, type(layer).__name__, shape, dict(Counter(bits.tolist())), float(bits.mean()), packed.nbytes,
+                       kind, f"{explanation.family} {explanation.isa}", bound)  # fmt: skip

@@ -1,0 +1,57 @@
+"""Scales: a first guess by least squares, then a learned factor whose gradient is scaled as in LSQ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from soniq_kernels.packing import Grid
+
+from .quantizer import LARGEST_SCALE, SMALLEST_SCALE, Table, levels
+
+
+def fit_scale(x: Tensor, kind: str, bits: Tensor, candidates: int = 40) -> Tensor:
+    """Float32 [rows]: for each row of x [rows, values] the scale with the smallest squared error.
+
+    `bits` is an integer tensor that broadcasts against x: one width, or one for every value. A row of zeros gets scale 1.
+    """
+    with torch.no_grad():
+        table = Table.of(kind, bits, bits.shape)
+        unit = _unit(kind, bits)
+        amax = x.abs().amax(dim=1, keepdim=True).clamp(max=LARGEST_SCALE)
+        best = torch.where(amax > 0, amax / 2, torch.ones_like(amax)).clamp_(min=SMALLEST_SCALE)
+        least = torch.full_like(best, torch.inf)
+        for fraction in torch.logspace(-1.2, 0.3, candidates).tolist():
+            scale = torch.where(amax > 0, amax / 2 * fraction, torch.ones_like(amax)).clamp_(min=SMALLEST_SCALE)
+            error = (levels(x, scale, table) * unit * scale - x).square().sum(dim=1, keepdim=True)
+            best = torch.where(error < least, scale, best)
+            least = torch.minimum(error, least)
+        return best.squeeze(1)
+
+
+def _unit(kind: str, bits: Tensor) -> Tensor:
+    """2^e of the grid: what one level is worth at scale 1."""
+    units = torch.tensor([1.0] + [2.0 ** Grid(kind, p).exponent for p in range(1, 9)])
+    return units.to(bits.device)[bits]
+
+
+def learned(unit: Tensor, gain: Tensor, values: int) -> Tensor:
+    """The scale unit * |gain|: positive, and relative, so that one learning rate suits every layer.
+
+    `values` is how many numbers the scale serves: its gradient, a sum over all of them, is divided by the square root.
+    """
+    scale = unit * _ScaledGradient.apply(gain, values**-0.5).abs()
+    return scale.clamp(SMALLEST_SCALE, LARGEST_SCALE)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, bit for bit, with its gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None

@@ -1,0 +1,72 @@
+"""One file for a converted network: packed layers and float leftovers side by side, in safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from soniq_kernels import torch_ops
+from soniq_kernels._optional import require
+
+from .geometry import Geometry
+from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
+from .prepare import swap
+
+FORMAT, VERSION = "soniq_kernels.network", "1"
+
+
+def save(packed: nn.Module, path: str | Path) -> None:
+    """Write a converted model to one safetensors file: `<layer>.packed` is what PackedWeights.save writes for that layer.
+
+    Raises ValueError if the model holds no packed layer.
+    """
+    layers = {name: layer for name, layer in packed.named_modules() if isinstance(layer, PackedLayer)}
+    if not layers:
+        raise ValueError(f"this {type(packed).__name__} has no packed layer; save what qat.convert returns")
+    description = {
+        "layers": {name: layer.place.ints() if isinstance(layer, PackedConv2d) else [] for name, layer in layers.items()},
+        "folded": [name for name, module in packed.named_modules() if isinstance(module, nn.Identity)],
+    }
+    metadata = {"format": FORMAT, "version": VERSION, "network": json.dumps(description)}
+    require("safetensors.torch", extra="torch").save_model(packed, str(path), metadata=metadata)
+
+
+def load(path: str | Path, model: nn.Module) -> nn.Module:
+    """Read a converted network back: `model` is a fresh float instance of it; its layers are swapped in place.
+
+    Returns the model in eval mode. Raises ValueError if the file is not such a network or does not fit the model.
+    """
+    torch_files = require("safetensors.torch", extra="torch")
+    description = _description(path)
+    tensors = torch_files.load_file(str(path))
+    modules = dict(model.named_modules())
+    swaps = {_module(modules, name): nn.Identity() for name in description["folded"]}
+    for name, ints in description["layers"].items():
+        if f"{name}.packed" not in tensors:
+            raise ValueError(f"{path} names the layer {name} but holds no {name}.packed; save the network again")
+        weights = torch_ops.weights_from_tensor(tensors[f"{name}.packed"])
+        place = Geometry.of_ints(ints)
+        swaps[_module(modules, name)] = PackedLinear(weights) if place is None else PackedConv2d(weights, place)
+    swap(model, swaps)
+    try:
+        torch_files.load_model(model, str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}") from error
+    return model.eval()
+
+
+def _description(path: str | Path) -> dict:
+    with require("safetensors", extra="torch").safe_open(str(path), framework="numpy") as file:
+        metadata = file.metadata() or {}
+    found = (metadata.get("format"), metadata.get("version"))
+    if found != (FORMAT, VERSION):
+        raise ValueError(f"{path} has format and version {found}, expected {(FORMAT, VERSION)}, as qat.save writes")
+    return json.loads(metadata["network"])
+
+
+def _module(modules: dict[str, nn.Module], name: str) -> nn.Module:
+    if name not in modules:
+        raise ValueError(f"the file has a layer {name}, the model does not; give a fresh instance of the same network")
+    return modules[name]

@@ -1,0 +1,172 @@
+"""The `soniq` command: `info` tells the truth about this machine, `verify` passes good files and fails bad ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import soniq_kernels
+from soniq_kernels import _checks, gemm, isa, packing
+from soniq_kernels.cli import app, file_report
+
+F32 = np.float32
+
+
+def soniq(*args):
+    """Run the command in this process; returns click's result (exit_code, stdout)."""
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def random_layer(shape, plan, **options):
+    """A packed layer of random codes."""
+    rng = np.random.default_rng(len(shape))
+    codes = rng.integers(0, 2, size=shape, dtype=np.uint8)  # codes 0 and 1 exist on every grid
+    outputs = shape[0]
+    scale, bias = rng.standard_normal((2, outputs), dtype=F32)
+    return packing.pack(codes, plan, scale, bias=bias, **options)
+
+
+LAYERS = {
+    "linear": lambda: random_layer((7, 33), packing.Plan.uniform(33, 2, 4)),
+    "two segments": lambda: random_layer((5, 40), packing.Plan.mixed([2, 8] * 20, a_grid="bipolar")),
+    "per-row scales": lambda: random_layer((5, 16), packing.Plan.uniform(16, 1, 1), activation_scale="per_row"),
+    "offset and shift": lambda: random_layer((4, 9), packing.Plan.uniform(9, 3, 5, offset=-2, shift=1)),
+    "ternary": lambda: random_layer((4, 9), packing.Plan.uniform(9, 2, 8, w_grid="ternary", a_grid="signed")),
+    "convolution": lambda: random_layer((6, 3, 5, 8), packing.Plan.uniform(8, 4, 4, a_grid="bipolar")),
+    "1x1": lambda: random_layer((6, 1, 1, 8), packing.Plan.uniform(8, 4, 4)),
+    "groups": lambda: random_layer((6, 3, 3, 4), packing.Plan.mixed([1, 1, 4, 1, 4, 4, 4, 1], a_grid="bipolar")),
+    "depthwise": lambda: random_layer((8, 3, 3, 1), packing.Plan.uniform(8, 8, 8, a_grid="bipolar")),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request):
+    return LAYERS[request.param]()
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "layer.safetensors"
+    LAYERS["linear"]().save(path)
+    return path
+
+
+# ---- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_json_describes_this_process():
+    facts = json.loads(soniq("info", "--json").stdout)
+    assert [tier["name"] for tier in facts["tiers"]] == isa.built()
+    assert [tier["name"] for tier in facts["tiers"] if tier["usable"]] == isa.available()
+    assert [tier["name"] for tier in facts["tiers"] if tier["active"]] == [isa.active()]
+    assert all(tier["kernels"] for tier in facts["tiers"] if tier["name"] == "reference")
+    assert facts["threads"] == soniq_kernels.get_num_threads()
+    assert facts["versions"]["soniq_kernels"] == soniq_kernels.__version__
+    assert facts["versions"]["numpy"] == np.__version__
+    assert facts["cpu"]["usable"] >= 1
+
+
+def test_info_as_a_table_names_every_tier():
+    result = soniq("info")
+    assert result.exit_code == 0
+    for tier in isa.built():
+        assert tier in result.stdout
+    assert f"{isa.active()} (active)" in result.stdout
+
+
+def test_installed_script_runs_without_torch():
+    """The script beside this interpreter starts, obeys SONIQ_ISA, and nothing it imports is torch."""
+    script = Path(sys.executable).parent / "soniq"
+    out = subprocess.run(
+        [script, "info", "--json"], env={"SONIQ_ISA": "reference"}, capture_output=True, text=True, check=True
+    )
+    active = [tier["name"] for tier in json.loads(out.stdout)["tiers"] if tier["active"]]
+    assert active == ["reference"]
+    code = "import sys, soniq_kernels.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- verify ----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_passes_every_kind_of_layer(layer, tmp_path):
+    path = tmp_path / "layer.safetensors"
+    layer.save(path)
+    report = file_report(path)
+    assert report["passed"], report
+    checks = report["layers"][0]["checks"]
+    assert [check["name"] for check in checks] == ["sums", *isa.available()]
+
+
+def test_verify_leaves_the_active_tier_alone(file):
+    with isa.use("reference"):
+        file_report(file)
+        assert isa.active() == "reference"
+
+
+def test_verify_prints_a_table(file):
+    result = soniq("verify", file)
+    assert result.exit_code == 0
+    assert "all passed" in result.stdout
+    assert "7 x 33" in result.stdout
+    assert "2 x 4: 33" in result.stdout
+
+
+def test_verify_json(file):
+    result = soniq("verify", file, "--json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["passed"]
+    assert report["layers"][0]["shape"] == [7, 33]
+    assert report["layers"][0]["bits"] == [[2, 4, 33]]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_verify_reports_a_truncated_file(file, as_json):
+    file.write_bytes(file.read_bytes()[:-3])
+    result = soniq("verify", file, *(["--json"] if as_json else []))
+    assert result.exit_code == 1
+    if as_json:
+        assert json.loads(result.stdout)["error"]
+    else:
+        assert "FAIL" in result.stdout
+
+
+def test_verify_reports_a_file_of_something_else(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a model")
+    assert soniq("verify", path).exit_code == 1
+
+
+def test_verify_of_a_missing_file_is_a_usage_error(tmp_path):
+    assert soniq("verify", tmp_path / "missing").exit_code == 2
+
+
+def test_verify_catches_a_wrong_sum(file, monkeypatch):
+    """A fault that all tiers share is seen by the sums, which do not use the kernels."""
+    matmul = gemm.matmul
+    monkeypatch.setattr(_checks.gemm, "matmul", lambda x, packed: matmul(x, packed) + 1)
+    result = soniq("verify", file)
+    assert result.exit_code == 1
+    assert "sums: 35 of 35 int32 outputs differ, the first at (0, 0)" in result.stdout.replace("\n", " ")
+
+
+@pytest.mark.skipif(len(isa.available()) == 1, reason="this machine has the reference tier only")
+def test_verify_catches_one_wrong_bit_of_one_tier(file, monkeypatch):
+    linear, wrong_tier = gemm.linear, isa.available()[-1]
+
+    def faulty(x, packed):
+        y = linear(x, packed)
+        if isa.active() == wrong_tier:
+            y.view(np.uint32)[2, 3] ^= 1
+        return y
+
+    monkeypatch.setattr(_checks.gemm, "linear", faulty)
+    report = file_report(file)
+    failed = [check for check in report["layers"][0]["checks"] if not check["passed"]]
+    assert [check["name"] for check in failed] == [wrong_tier]
+    assert "1 of 35 float32 outputs differ, the first at (2, 3)" in failed[0]["detail"]

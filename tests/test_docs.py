@@ -1,0 +1,73 @@
+"""The documents tell the truth: their Python blocks run, their links lead somewhere, their commands exist.
+
+A ```python block with `>>>` is a doctest, one without is run as it stands. The blocks of one document share their names,
+in order, and run in an empty folder. A document whose blocks import torch or qat is skipped where torch is not installed.
+"""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "csrc" / "README.md",
+]
+DOCUMENTS = [path for path in DOCUMENTS if path.exists()]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+DOCTEST_FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def python_blocks(path):
+    """The (line number, source) of every Python block of a document."""
+    text = path.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, match.start(1)) + 1, match[1]) for match in PYTHON_BLOCK.finditer(text)]
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def run_doctest(source, names, path, line):
+    """Run one `>>>` block with `names` as its globals, which keep what it defines."""
+    test = doctest.DocTestParser().get_doctest(source, names, f"{name(path)}:{line}", str(path), line - 1)
+    report = []
+    runner = doctest.DocTestRunner(optionflags=DOCTEST_FLAGS)
+    runner.run(test, out=report.append, clear_globs=False)
+    names.update(test.globs)  # get_doctest works on a copy
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path)], ids=name)
+def test_python_blocks_run(path, tmp_path, monkeypatch):
+    blocks = python_blocks(path)
+    if any(re.search(r"\b(torch|qat)\b", source) for _, source in blocks):
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__document__"}
+    for line, source in blocks:
+        if ">>> " in source:
+            run_doctest(source, names, path, line)
+        else:
+            exec(compile("\n" * (line - 1) + source, str(path), "exec"), names)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(path):
+    targets = [target for target in LINK.findall(path.read_text(encoding="utf-8")) if "://" not in target]
+    missing = [target for target in targets if not (path.parent / target).exists()]
+    assert not missing, f"{name(path)} links to files that do not exist: {missing}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_make_targets_exist(path):
+    rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"^(?:\$ )?make ([a-z-]+)|`make ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    unknown = {a or b for a, b in named} - rules
+    assert not unknown, f"{name(path)} names make targets that do not exist: {sorted(unknown)}"
