@@ -167,11 +167,24 @@ def test_codes_above_the_largest_of_their_segment():
     packing.pack(np.array([[3, 15]], np.uint8), plan, ONES[:1])
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.int8, np.uint16, bool, object, "S1"], ids=str)
-def test_codes_are_uint8(dtype):
+@pytest.mark.parametrize("dtype", [np.float32, bool, object, "S1", np.complex64], ids=str)
+def test_codes_are_integers(dtype):
     """No silent conversion of other types."""
     refused(lambda: packing.pack(CODES.astype(dtype), PLAN, ONES), "uint8")
     refused(lambda: packing.Activations.from_codes(CODES.astype(dtype), PLAN, 1.0), "uint8")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint16, np.uint64], ids=str)
+def test_codes_of_other_integer_types(dtype):
+    """Taken for what they are or refused; a value that uint8 cannot hold must not wrap into one that it can."""
+    right_or_refused(lambda: packing.pack(CODES.astype(dtype), PLAN, ONES).codes(), CODES)
+    right_or_refused(lambda: packing.Activations.from_codes(CODES.astype(dtype), PLAN, 1.0).codes(), CODES)
+    ends = np.iinfo(dtype)
+    for bad in (n for n in (256, 257, 2**32, -1, -128, 2**63) if ends.min <= n <= ends.max):
+        codes = CODES.astype(dtype)
+        codes[0, 0] = bad
+        refused(lambda codes=codes: packing.pack(codes, PLAN, ONES))
+        refused(lambda codes=codes: packing.Activations.from_codes(codes, PLAN, 1.0))
 
 
 @pytest.mark.parametrize("shape", [(K,), (N, 3, K), (1, N, 3, 3, K), (), (0, K), (N, 0), (N, 0, 3, K)], ids=str)
@@ -196,20 +209,27 @@ VECTORS = ["scale", "bias", "post_scale", "post_bias"]
     [
         np.ones(N + 1, F32),
         np.ones((N, 1), F32),
-        np.float32(1),
         np.full(N, np.nan, F32),
         np.full(N, np.inf, F32),
         "x",
         np.ones(N, complex),
     ],
-    ids=["length", "rank", "scalar", "nan", "inf", "text", "complex"],
+    ids=["length", "rank", "nan", "inf", "text", "complex"],
 )
 def test_vectors_of_a_layer(name, bad):
     """float32 [N], finite."""
     refused(lambda: packing.pack(CODES, PLAN, **({"scale": ONES} | {name: bad})), name.split("_")[-1])
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 2.0**101, 2.0**-101, "per_tensor", [0.5, 0.5]], ids=str)
+@pytest.mark.parametrize("name", VECTORS)
+def test_one_number_for_a_vector(name):
+    """The same for all outputs, or refused."""
+    right_or_refused(
+        lambda: getattr(packing.pack(CODES, PLAN, **({"scale": ONES} | {name: 0.3})), name), np.full(N, 0.3, F32)
+    )
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 2.0**101, 2.0**-101, "per_tensor", [0.5] * 3], ids=str)
 def test_activation_scale(scale):
     """A positive number within 2^-100 .. 2^100, or "per_row"."""
     refused(lambda: packing.pack(CODES, PLAN, ONES, activation_scale=scale), "scale")
@@ -565,11 +585,12 @@ def test_out(packed, out):
 
 
 def test_matrix_and_convolution_are_not_mixed_up(packed, packed_conv):
-    """linear with OHWI weights and conv2d with a matrix name the other function."""
+    """linear refuses OHWI weights by the name of conv; a matrix may serve conv2d as its 1x1 convolution."""
     refused(lambda: gemm.linear(np.ones((2, K), F32), packed_conv), "conv")
     refused(lambda: gemm.matmul(np.ones((2, K), F32), packed_conv), "conv")
-    refused(lambda: conv.conv2d(np.ones((1, 3, 3, K), F32), packed), "gemm")
-    refused(lambda: conv.conv2d_int32(np.ones((1, 3, 3, K), F32), packed), "gemm")
+    images = np.ones((1, 3, 3, K), F32)
+    right_or_refused(lambda: conv.conv2d(images, packed), gemm.linear(images, packed))
+    right_or_refused(lambda: conv.conv2d_int32(images, packed), gemm.matmul(images, packed))
 
 
 @pytest.mark.parametrize("shape", [(K,), (3, K), (3, 3, K), (1, 1, 3, 3, K)], ids=str)
@@ -609,8 +630,8 @@ def test_geometry(packed_conv, wrong):
 
 @pytest.mark.parametrize("size", [(2, 5), (5, 2), (1, 1)], ids=str)
 def test_input_smaller_than_the_kernel(packed_conv, size):
-    """No output position: refused with the sizes and with padding as the way out."""
-    refused(lambda: conv.conv2d(np.ones((1, *size, K), F32), packed_conv), "3", "padding")
+    """No output position: refused with the sizes and the way out."""
+    refused(lambda: conv.conv2d(np.ones((1, *size, K), F32), packed_conv), "3", "pad")
 
 
 def test_nothing_was_changed_by_refusals(packed):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import soniq_kernels
@@ -123,6 +124,57 @@ def test_verify_json(file):
     assert report["passed"]
     assert report["layers"][0]["shape"] == [7, 33]
     assert report["layers"][0]["bits"] == [[2, 4, 33]]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A file of a whole network, its packed layers by name, and a path for a damaged copy."""
+    pytest.importorskip("torch")
+    import qat_nets
+    from soniq_kernels import qat
+
+    path = tmp_path_factory.mktemp("network") / "network.safetensors"
+    packed = qat.convert(qat_nets.frozen_cnn())
+    qat.save(packed, path)
+    layers = {
+        name: module.packed_weights() for name, module in packed.named_modules() if hasattr(module, "packed_weights")
+    }
+    return path, layers
+
+
+def test_verify_checks_every_layer_of_a_network(network):
+    path, layers = network
+    report = file_report(path)
+    assert report["passed"], report
+    assert {layer["name"]: tuple(layer["shape"]) for layer in report["layers"]} == {
+        n: p.shape for n, p in layers.items()
+    }
+    assert all(name in soniq("verify", path).stdout for name in layers)
+
+
+def test_verify_names_the_damaged_layer_of_a_network(network, tmp_path):
+    path, layers = network
+    name, packed = list(layers.items())[-1]
+    data, scale = bytearray(path.read_bytes()), packed.scale.tobytes()
+    assert data.count(scale) == 1
+    data[data.index(scale)] ^= 1  # one bit of one weight scale
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(data)
+    report = file_report(damaged)
+    assert not report["passed"]
+    assert f"layer {name}: the contents do not match their checksum" in report["error"]
+
+
+@pytest.mark.parametrize(
+    "network", ["", "[]", "{}", '{"layers": {}}', '{"layers": {"x": []}}', '{"layers": 3}', "[" * 9999]
+)
+def test_verify_refuses_a_network_file_with_nonsense_in_it(network, tmp_path):
+    path = tmp_path / "network.safetensors"
+    metadata = {"format": "soniq_kernels.network", "version": "1", "network": network}
+    save_file({"y.packed": np.zeros(3, np.uint8)}, str(path), metadata)
+    assert soniq("verify", path).exit_code == 1
+    save_file({"x.packed": np.zeros(3, np.uint8)}, str(path), metadata | {"version": "2"})
+    assert "'2'" in file_report(path)["error"]
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import struct
 import tempfile
@@ -66,12 +67,13 @@ def assert_same_packed(got: packing.PackedWeights, expected: packing.PackedWeigh
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_round_trip(tier, tmp_path, kind):
-    """Matrices, convolutions and groups with every vector; saved twice gives the same bytes."""
+    """Matrices, convolutions and groups with every vector; saved again gives the same header and the same bytes."""
     packed = sample(kind)
     data = saved(tmp_path, packed)
     again = packing.load(tmp_path / "saved.safetensors")
     assert_same_packed(again, packed)
-    assert saved(tmp_path, again) == data
+    assert split(saved(tmp_path, again))[1] == split(data)[1]
+    assert split(saved(tmp_path, again))[0] == split(data)[0]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,23 @@ def test_text_paths_and_missing_files(tmp_path):
         packing.load(tmp_path)
 
 
+def test_planes_as_the_format_describes_them(tmp_path):
+    """A reader written from docs/format.md alone: bit streams over (output, tap, channel of the segment), top bit first."""
+    packed = sample("groups")
+    header, tensors = split(saved(tmp_path, packed))
+    codes, segment_of = packed.codes(), packed.plan.segment_of()
+    for index, segment in enumerate(packed.plan.segments):
+        begin, end = header[f"planes.{index}"]["data_offsets"]
+        planes = np.frombuffer(tensors[begin:end], np.uint8).reshape(segment.w.bits, -1)
+        bits = np.unpackbits(planes, axis=1, bitorder="little").astype(np.int64)
+        stream = (2 ** np.arange(segment.w.bits)[::-1]) @ bits
+        halves = zip(np.split(codes, 2), np.split(segment_of == index, 2), strict=True)
+        expected = np.concatenate([half[..., mine].reshape(-1) for half, mine in halves])
+        cases.assert_same(stream[: expected.size], expected)
+        assert not stream[expected.size :].any()
+        assert stream.size - expected.size < 8
+
+
 # ---- broken files -------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +169,10 @@ def use(packed: packing.PackedWeights) -> None:
     with np.errstate(over="ignore"):
         assert not np.isnan(packed.dequantize()).any()
     assert sorted(plan.permutation.tolist()) == list(range(plan.channels))
+    largest = np.array([segment.w.cmax for segment in plan.segments])[plan.segment_of()]
+    outputs = np.repeat(np.arange(packed.groups), packed.out_channels // packed.groups)
+    largest = largest.reshape(packed.groups, *[1] * (codes.ndim - 2), -1)[outputs]
+    assert (codes <= largest).all()
     tops = [segment.a.cmax for segment in plan.segments]
     one = np.array(tops, np.uint8)[plan.segment_of()]
     if codes.ndim == 2:
@@ -178,10 +201,23 @@ def split(data: bytes) -> tuple[dict, bytes]:
     return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
-def join(header: dict, tensors: bytes) -> bytes:
-    """A safetensors file of this header."""
-    text = json.dumps(header).encode()
+def join(header: dict, tensors: bytes, sign: bool = True) -> bytes:
+    """A safetensors file of this header, with a checksum that fits: whoever means harm writes one."""
+    text = json.dumps(signed(header, tensors) if sign else header).encode()
     return struct.pack("<Q", len(text)) + text + tensors
+
+
+def signed(header: dict, tensors: bytes) -> dict:
+    """The header with the checksum that docs/format.md describes, where the entries make one possible."""
+    try:
+        digest = hashlib.sha256(header["__metadata__"]["layer"].encode())
+        for name in sorted(tensor_names(header)):
+            begin, end = header[name]["data_offsets"]
+            digest.update(name.encode())
+            digest.update(tensors[begin:end])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return header
+    return header | {"__metadata__": header["__metadata__"] | {"sha256": digest.hexdigest()}}
 
 
 def tensor_names(header: dict) -> list[str]:
@@ -214,15 +250,17 @@ def test_files_of_another_kind(tmp_path):
 
 
 def test_missing_tensors(tmp_path):
-    """A file that announces a tensor it does not hold is refused."""
+    """What a layer cannot do without must be there, and the checksum notices what it can do without."""
     header, tensors = split(saved(tmp_path, sample()))
     for name in tensor_names(header):
         parts = {other: header[other] for other in header if other != name}
         assert not load_or_refuse(tmp_path / "file", join(parts, tensors)), name
-        assert not load_or_refuse(tmp_path / "file", repacked(header, tensors, {name: None})), name
+        loads = load_or_refuse(tmp_path / "file", repacked(header, tensors, {name: None}))
+        assert loads == (name in ("bias", "post_scale", "post_bias")), name
+        assert not load_or_refuse(tmp_path / "file", repacked(header, tensors, {name: None}, sign=False)), name
 
 
-def repacked(header: dict, tensors: bytes, changes: dict) -> bytes:
+def repacked(header: dict, tensors: bytes, changes: dict, sign: bool = True) -> bytes:
     """A consistent file in which some tensors are replaced by (dtype, shape, bytes), or left out where None."""
     parts, out = b"", {"__metadata__": header["__metadata__"]}
     for name in tensor_names(header):
@@ -232,7 +270,7 @@ def repacked(header: dict, tensors: bytes, changes: dict) -> bytes:
         if new is not None:
             out[name] = {"dtype": new[0], "shape": new[1], "data_offsets": [len(parts), len(parts) + len(new[2])]}
             parts += new[2]
-    return join(out, parts)
+    return join(out, parts, sign)
 
 
 def test_wrong_shapes(tmp_path):
@@ -344,7 +382,7 @@ def test_metadata_must_be_there(tmp_path):
     assert not load_or_refuse(tmp_path / "file", join({n: header[n] for n in tensor_names(header)}, tensors))
     for key in metadata:
         rest = {other: metadata[other] for other in metadata if other != key}
-        assert not load_or_refuse(tmp_path / "file", join(header | {"__metadata__": rest}, tensors)), key
+        assert not load_or_refuse(tmp_path / "file", join(header | {"__metadata__": rest}, tensors, sign=False)), key
 
 
 def test_other_format_version(tmp_path):
@@ -396,11 +434,31 @@ def sample_bytes(kind: str) -> bytes:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=600)
 @given(st.data())
 def test_flipped_bytes(tmp_path, data):
-    """Any few bytes changed anywhere: refused, or a working layer."""
-    changed = bytearray(sample_bytes(data.draw(st.sampled_from(sorted(SHAPES)))))
+    """Any few bytes changed anywhere are noticed."""
+    original = sample_bytes(data.draw(st.sampled_from(sorted(SHAPES))))
+    changed = with_flips(data, original)
+    assert changed == original or not load_or_refuse(tmp_path / "file", changed)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
+@given(st.data())
+def test_flipped_bytes_under_a_fitting_checksum(tmp_path, data):
+    """The tensors or the description of the layer changed, and the checksum with them: refused, or a working layer."""
+    header, tensors = split(sample_bytes(data.draw(st.sampled_from(sorted(SHAPES)))))
+    if data.draw(st.booleans()):
+        tensors = with_flips(data, tensors)
+    else:
+        layer = with_flips(data, header["__metadata__"]["layer"].encode()).decode("latin1")
+        header = header | {"__metadata__": header["__metadata__"] | {"layer": layer}}
+    load_or_refuse(tmp_path / "file", join(header, tensors))
+
+
+def with_flips(data, original: bytes) -> bytes:
+    """The bytes with up to four of them changed."""
+    changed = bytearray(original)
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    load_or_refuse(tmp_path / "file", bytes(changed))
+    return bytes(changed)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)

@@ -122,7 +122,7 @@ def test_largest_k_of_two_segments(tier):
     got = gemm.matmul(cases.activations(x, plan), cases.pack_unit(w, plan))
     cases.assert_same(got, oracle.bound(layout) * np.array([[1, -1, 1], [-1, 1, -1]]))
     wider = Layout((*layout.segment, 0), pairs)
-    with pytest.raises(ValueError, match=str(low + high + 1)):
+    with pytest.raises(ValueError, match=f"{low + 1}.*{high}"):
         cases.pack_unit(np.zeros((1, low + high + 1), np.uint8), cases.package_plan(wider))
 
 

@@ -3,7 +3,9 @@
     from soniq_kernels import packing, gemm, conv, isa
 """
 
+from soniq_kernels import isa as _isa  # reads SONIQ_ISA: an unknown tier is an error before any kernel runs
 from soniq_kernels._threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
+del _isa
 __all__ = ["__version__", "get_num_threads", "set_num_threads"]

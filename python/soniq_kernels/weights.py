@@ -86,7 +86,7 @@ class PackedWeights:
             for segment, part in enumerate(parts):
                 count = (outputs.stop - outputs.start) * taps * part.size
                 stream, streams[segment] = streams[segment][:count], streams[segment][count:]
-                result[outputs, :, part] = stream.reshape(-1, taps, part.size)
+                result[outputs, :, part] = stream.reshape(outputs.stop - outputs.start, taps, part.size)
         return result.reshape(self.shape)
 
     def dequantize(self) -> NDArray[np.float32]:
@@ -237,7 +237,8 @@ def quantize_weights(
         for values in ([s.w.r_numerator for s in segments], [s.w.z for s in segments], [s.w.cmax for s in segments])
     )
     r = numerator / scale.reshape(-1, *[1] * (array.ndim - 1))
-    codes = np.clip(array * r + z, np.float32(0), cmax).astype(np.uint8)  # NumPy rounds the product, then the sum
+    with np.errstate(over="ignore"):  # far outside the range is the largest code, like everything above it
+        codes = np.clip(array * r + z, np.float32(0), cmax).astype(np.uint8)  # NumPy rounds the product, then the sum
     return pack(codes, plan, scale, bias, activation_scale, post_scale, post_bias)
 
 
@@ -256,7 +257,10 @@ def activation_scale_of(value: Any) -> np.float32 | str | None:
 def _default_weight_scale(w: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
     grid = max((s.w for s in plan.segments), key=lambda g: (g.bits, g.max_level * 2.0**g.exponent))
     largest = np.abs(w).reshape(w.shape[0], -1).max(axis=1)
-    return np.where(largest > 0, np.clip(largest * grid.dynamic_factor, MIN_SCALE, MAX_SCALE), np.float32(1))
+    edge = np.float32(2 if grid.kind == "bipolar" else grid.max_level * 2.0**grid.exponent)
+    if edge <= 0:
+        raise ValueError(f"{grid} has no level above 0, so no default scale fits it; give a scale")
+    return np.where(largest > 0, np.clip(largest / edge, MIN_SCALE, MAX_SCALE), np.float32(1))
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -292,7 +296,8 @@ def _check_bound(plan: Plan, groups: int, taps: int) -> None:
                 if k
             ]
             raise ValueError(
-                f"the int32 result could overflow: {' and '.join(parts)}; use fewer bits or split the layer's channels"
+                f"K = {sum(counts)} is too large, the int32 result could overflow: {' and '.join(parts)}; use fewer bits "
+                f"or split the layer's channels"
             )
 
 

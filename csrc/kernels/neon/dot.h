@@ -1,7 +1,7 @@
 // dot on base ARMv8, which has no dot product instruction. Goal: the narrowest sums that are exact for the widths, because
 // a byte product costs half an instruction of a 16-bit one and a quarter of a widened one.
 //
-//   tile 6 rows x 2 registers of 4 outputs, 4 steps of 4 codes at a time; p = (2^w - 1) * (2^a - 1), the largest product
+//   tile 4 rows x 2 registers of 4 outputs, 4 steps of 4 codes at a time; p = (2^w - 1) * (2^a - 1), the largest product
 //   form    exact while                4 steps and a register: 64 MAC                                        instructions
 //   bytes   4 * p <= 255, p <= 63      mul + 3 mla in bytes, uaddlp, uadalp                                   6
 //   words   8 * p <= 65535, p <= 8191  umull/umull2 + 3 umlal/umlal2 in words, addp, uadalp                   10
@@ -12,7 +12,7 @@
 //   bytes   | c0 k0 | c0 k1 | c0 k2 | c0 k3 | c1 ...     uaddlp -> | c0 k0+1 | c0 k2+3 | c1 ...    uadalp -> | c0 | c1 | c2 | c3 |
 //   words   low: c0 c1, high: c2 c3, a word a code       addp   -> | c0 k0+1 | c0 k2+3 | c1 ...    uadalp -> | c0 | c1 | c2 | c3 |
 //
-// 12 sums, 8 weights, 4 activations, up to 4 partial sums: 28 of 32 registers.
+// 8 sums, 8 weights, 4 activations, up to 4 partial sums: 24 of 32 registers, the rest for what the scheduler overlaps.
 #pragma once
 
 #include "kernels/neon/vocabulary.h"
@@ -21,7 +21,7 @@ namespace soniq {
 namespace {
 
 struct NeonDot : NeonVocabulary {
-  static constexpr int kVectors = 2, kSteps = 4, kRows = 6, kForms = 3;
+  static constexpr int kVectors = 2, kSteps = 4, kRows = 4, kForms = 3;
   static constexpr bool kFlips8BitWeights = false;
   static constexpr int kBytes = 0, kWords = 1, kPairs = 2;
   static constexpr int kMaxByteProduct = 255 / kSteps, kMaxWordProduct = 65535 / (2 * kSteps);
@@ -32,17 +32,17 @@ struct NeonDot : NeonVocabulary {
   }
   static const char* form_name(int form) { return form == kBytes ? "bytes" : form == kWords ? "words" : "pairs"; }
 
-  // ld1r: the load unit broadcasts, the multipliers stay free.
+  // One load and four dups: bytes have no multiply by element.
   struct Activations {
     Bytes step[kSteps];
   };
-  static Bytes broadcast(const uint8_t* codes) {
-    uint32_t four;
-    std::memcpy(&four, codes, 4);
-    return vreinterpretq_u8_u32(vdupq_n_u32(four));
+  template <int Step>
+  static Bytes broadcast(uint32x4_t codes) {
+    return vreinterpretq_u8_u32(vdupq_laneq_u32(codes, Step));
   }
   static Activations activations(const uint8_t* codes) {
-    return {{broadcast(codes), broadcast(codes + 4), broadcast(codes + 8), broadcast(codes + 12)}};
+    const uint32x4_t steps = vreinterpretq_u32_u8(vld1q_u8(codes));
+    return {{broadcast<0>(steps), broadcast<1>(steps), broadcast<2>(steps), broadcast<3>(steps)}};
   }
 
   static uint16x8_t multiply_low(Bytes w, Bytes a) { return vmull_u8(vget_low_u8(w), vget_low_u8(a)); }

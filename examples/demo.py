@@ -1,0 +1,190 @@
+"""Train a small CNN at two precisions per layer, pack it, prove it bit for bit, and time it: python examples/demo.py
+
+Writes network.safetensors and demo.png to --out and prints one table. Exits with 1 if a single output bit differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import time
+from pathlib import Path
+
+import demo_figures
+import demo_training as training
+import torch
+from demo_data import Images, load
+from demo_figures import Entry
+from demo_latency import fused_float32, interleaved_medians, torch_int8
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+import soniq_kernels
+from soniq_kernels import isa, qat
+
+UNIFORM = (1, 2, 3)
+MIXED = (((1, 4), 1.75), ((2, 4), 2.5))
+SHIPPED = "SONIQ 2+4 bits"
+IN_TABLE = ("FP32, torch", "INT8, torch", "uniform 2 bits", SHIPPED)
+BATCHES = (1, 256)
+
+
+def main() -> int:
+    """Run the demo; the exit status."""
+    options = _options()
+    start = time.perf_counter()
+    torch.set_num_threads(options.threads)
+    soniq_kernels.set_num_threads(options.threads)
+    data = load(options.data, options.data_path)
+    entries, models = _train_all(data, options, start)
+    console = Console()
+    shipped = models[SHIPPED]
+    options.out.mkdir(parents=True, exist_ok=True)
+    qat.save(shipped, options.out / "network.safetensors")
+    _measure_latency(entries, models, data)
+    _show(console, entries, models, data, options)
+    shipped_entry = entries[SHIPPED]
+    console.print(f"identical outputs: {shipped_entry.identical:,} of {shipped_entry.compared:,}")
+    console.print(f"saved {options.out / 'network.safetensors'} and {options.out / 'demo.png'}; "
+                  f"the demo took {time.perf_counter() - start:.0f} s")  # fmt: skip
+    return 0 if all(e.identical == e.compared for e in entries.values()) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=["digits", "fashion-mnist"], default="digits")
+    parser.add_argument("--data-path", type=Path, help="folder with the four Fashion-MNIST .gz files")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="where the network and the picture go")
+    parser.add_argument("--seeds", type=int, help="trainings of everything; default 3 for digits, 1 for Fashion-MNIST")
+    parser.add_argument("--budget", type=float, default=120, help="start no further seed that would end after this many seconds")
+    parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
+    options = parser.parse_args()
+    options.seeds = options.seeds or (3 if options.data == "digits" else 1)
+    return options
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def _train_all(data: Images, options: argparse.Namespace, start: float) -> tuple[dict[str, Entry], dict[str, nn.Module]]:
+    """Rows of results over the seeds, and the ready-to-run networks of the first seed."""
+    entries: dict[str, Entry] = {}
+    models: dict[str, nn.Module] = {}
+    plan = training.SCHEDULES[data.name]
+    epochs = plan.float32 + (len(UNIFORM) + len(MIXED)) * plan.quantized
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} epochs"), TimeElapsedColumn()
+    with Progress(*columns) as progress:
+        for seed in range(options.seeds):
+            elapsed = time.perf_counter() - start
+            if seed and elapsed * (seed + 1) / seed > options.budget:
+                progress.console.print(f"{seed} of {options.seeds} seeds fit the budget of {options.budget:.0f} s")
+                break
+            task = progress.add_task(f"seed {seed}", total=epochs)
+            trained = _train_seed(seed, data, plan, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
+            for name, model in trained.items():
+                _record(entries, models, name, model, trained["FP32, torch"], data)
+    return entries, models
+
+
+def _train_seed(seed: int, data: Images, plan, say, tick) -> dict[str, nn.Module]:
+    """Every network of one seed, under the name of its row."""
+    torch.manual_seed(seed)
+    say(f"seed {seed}: FP32")
+    teacher = training.train_float32(data, plan, tick)
+    trained = {"FP32, torch": teacher, "INT8, torch": torch_int8(teacher, data.train_images[:256])}
+    for bits in UNIFORM:
+        name = f"uniform {bits} bit{'s' * (bits > 1)}"
+        say(f"seed {seed}: {name}")
+        trained[name] = training.train_uniform(teacher, bits, data, plan, tick)
+    for palette, target in MIXED:
+        name = f"SONIQ {palette[0]}+{palette[1]} bits"
+        say(f"seed {seed}: {name}, average {target:g}")
+        trained[name] = training.train_mixed(teacher, palette, target, data, plan, tick)
+    say(f"seed {seed}: done")
+    return trained
+
+
+def _record(entries: dict, models: dict, name: str, model: nn.Module, teacher: nn.Module, data: Images) -> None:
+    """Add one trained network to its row; the first seed's networks are kept for saving and timing."""
+    entry = entries.setdefault(name, Entry(name, name.replace(",", "").split()[0]))
+    entry.accuracies.append(training.accuracy(model, data))
+    if name == "FP32, torch":
+        _describe(entry, models, fused_float32(model), sum(t.nbytes for t in teacher.state_dict().values()), 32, 32)
+    elif name == "INT8, torch":
+        _describe(entry, models, model, _file_bytes(model), 8, 8)
+    else:
+        _record_packed(entry, models, model, data)
+
+
+def _describe(entry: Entry, models: dict, runs: nn.Module, size: int, inner_bits: float, average_bits: float) -> None:
+    if entry.name not in models:
+        models[entry.name] = runs
+        entry.bytes, entry.inner_bits, entry.average_bits = size, inner_bits, average_bits
+
+
+def _record_packed(entry: Entry, models: dict, model: nn.Module, data: Images) -> None:
+    """Pack, and compare every output of the whole test set with the training emulation."""
+    packed = qat.convert(model)
+    for images in data.test_images.split(500):
+        result = qat.verify(model, packed, images)
+        if not result:
+            print(result)
+        entry.compared += result.outputs.values
+        entry.identical += result.outputs.values - result.outputs.different
+    report = qat.report(packed)
+    inner = [layer for layer in report.layers if max(layer.channels) < 8]
+    inner_bits = sum(l.average_bits * l.weights for l in inner) / sum(l.weights for l in inner)
+    _describe(entry, models, packed, _network_bytes(packed), inner_bits, report.average_bits)
+    entry.kernel = ", ".join(sorted({layer.kernel.split()[0] for layer in report.layers}))
+    entry.isa = isa.active()
+
+
+def _network_bytes(packed: nn.Module) -> int:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        qat.save(packed, Path(folder) / "network")
+        return (Path(folder) / "network").stat().st_size
+
+
+def _file_bytes(model: nn.Module) -> int:
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.tell()
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
+def _measure_latency(entries: dict[str, Entry], models: dict[str, nn.Module], data: Images) -> None:
+    timed = {name: models[name] for name in IN_TABLE}
+    for batch in BATCHES:
+        for name, seconds in interleaved_medians(timed, data.test_images[:batch]).items():
+            entries[name].seconds[batch] = seconds
+
+
+def _show(console: Console, entries: dict, models: dict, data: Images, options: argparse.Namespace) -> None:
+    seeds = len(entries[SHIPPED].accuracies)
+    title = f"{data.name}: {len(data.test_labels):,} test images, {seeds} seed{'s' * (seeds > 1)}"
+    caption = (
+        "Accuracy: mean ± standard deviation over the seeds. Inner layers: all but the first and the last, which have "
+        "8 bits.\nBytes: FP32 its state dict, the others their saved file. Identical outputs: packed against the "
+        f"training emulation, bit for bit, whole test set, every seed.\nLatency: median, interleaved, {options.threads} "
+        f"threads, torch {torch.__version__}, soniq_kernels {soniq_kernels.__version__}."
+    )
+    rows = [entries[name] for name in IN_TABLE]
+    console.print(demo_figures.table(rows, rows[0].bytes, title, caption))
+    shipped = models[SHIPPED]
+    bits = {name: _bits(layer) for name, layer in shipped.named_modules() if isinstance(layer, qat.PackedLayer)}
+    demo_figures.picture(list(entries.values()), bits, options.out / "demo.png", title)
+
+
+def _bits(layer: qat.PackedLayer) -> list[int]:
+    plan = layer.packed_weights().plan
+    return [plan.segments[s].w.bits for s in plan.segment_of()]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
