@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# DLPack device types whose memory the CPU reads: CPU, CUDA pinned host memory, ROCm pinned host memory.
+_DLPACK_HOST = (1, 3, 11)
 _FLOATS = (np.float16, np.float32, np.float64)
 
 
@@ -18,9 +20,9 @@ def as_numpy(x: Any, name: str) -> NDArray[Any]:
     """
     if isinstance(x, np.ndarray):
         return x
-    if hasattr(x, "__cuda_array_interface__") or getattr(getattr(x, "device", None), "type", "cpu") == "cuda":
+    if _on_gpu(x):
         raise TypeError(
-            f"{name} is a CUDA array, this is a CPU function; use soniq_kernels.triton_kernels, "
+            f"{name} is a CUDA array or on another device, this is a CPU function; use soniq_kernels.triton_kernels, "
             f"or move {name} to the CPU first ({name}.cpu() in torch, cupy.asnumpy({name}) in CuPy)"
         )
     if getattr(x, "requires_grad", False):
@@ -32,6 +34,15 @@ def as_numpy(x: Any, name: str) -> NDArray[Any]:
     if array.dtype == object:
         raise TypeError(f"{name} is a {type(x).__name__} of Python objects; pass a numeric array")
     return array
+
+
+def _on_gpu(x: Any) -> bool:
+    """Torch CPU tensors have `__cuda_array_interface__` too, as a property that raises: hasattr tells them apart."""
+    if hasattr(x, "__cuda_array_interface__"):
+        return True
+    if hasattr(x, "__dlpack_device__"):
+        return int(x.__dlpack_device__()[0]) not in _DLPACK_HOST
+    return False
 
 
 def floats(x: Any, name: str) -> NDArray[np.float32]:

@@ -182,6 +182,8 @@ class Call:
         if isinstance(activation, (tuple, list)):
             if len(activation) != 3 or activation[0] != "hardtanh":
                 raise ValueError(f'activation is {activation!r}, expected ("hardtanh", low, high)')
+            if not all(isinstance(v, (int, float, np.integer, np.floating)) for v in activation[1:]):
+                raise TypeError(f"hardtanh has bounds {activation[1:]!r}, expected two numbers")
             name, bounds = activation[0], (float(activation[1]), float(activation[2]))
             if not bounds[0] <= bounds[1]:
                 raise ValueError(f"hardtanh has low {bounds[0]} and high {bounds[1]}, expected low <= high")

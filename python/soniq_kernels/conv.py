@@ -62,9 +62,10 @@ def _call(
     x: Any, packed: PackedWeights, stride: Any, padding: Any, dilation: Any, check_finite: bool
 ) -> tuple[Call, _core.Geometry]:
     require_packed(packed)
-    shape = x.shape if isinstance(x, Activations) else np.shape(x)
-    if len(shape) != 4:
-        raise ValueError(f"x has shape {tuple(shape)}, expected NHWC [batch, height, width, channels]")
+    if not isinstance(x, Activations):
+        x = _arrays.as_numpy(x, "x")
+    if len(x.shape) != 4:
+        raise ValueError(f"x has shape {x.shape}, expected NHWC [batch, height, width, channels]")
     codes = as_activations(x, packed, check_finite)
     geometry = _geometry(codes.shape, packed.kernel_size, stride, padding, dilation)
     return Call(codes, packed, (codes.shape[0], geometry.out_h, geometry.out_w, packed.out_channels)), geometry

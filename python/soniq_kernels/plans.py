@@ -215,6 +215,9 @@ class Plan:
     def of_segments(cls, segment_index: Any, grids: Sequence[tuple[Grid, Grid]]) -> Plan:
         """The general form: int [channels] of indices into one or two (weight grid, activation grid) pairs."""
         index = _integers(segment_index, "segment_index")
+        for pair in grids:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(g, Grid) for g in pair)):
+                raise TypeError(f"grids holds {pair!r}, expected pairs (weight Grid, activation Grid)")
         if len(grids) not in (1, 2):
             raise ValueError(f"got {len(grids)} grid pairs, a plan has one or two segments")
         if index.min() < 0 or index.max() >= len(grids):
@@ -223,7 +226,8 @@ class Plan:
         if len(used) == 2 and grids[used[0]] == grids[used[1]]:
             used, index = used[:1], np.full_like(index, used[0])
         order = np.concatenate([np.flatnonzero(index == i) for i in used])
-        return cls(tuple(Segment(*grids[i], int((index == i).sum())) for i in used), order.astype(np.int64))
+        segments = tuple(Segment(grids[i][0], grids[i][1], int((index == i).sum())) for i in used)
+        return cls(segments, order.astype(np.int64))
 
     # ---- asking ----------------------------------------------------------------------------------------------------
     def segment_of(self) -> NDArray[np.int64]:

@@ -195,6 +195,8 @@ def pack(
     check_largest_codes(array, per_weight(plan, array.shape, [s.w.cmax for s in plan.segments]), "codes")
     _check_bound(plan, groups, int(np.prod(array.shape[1:-1], dtype=np.int64)))
     n = array.shape[0]
+    if not isinstance(scales_at_bits, (dict, type(None))):
+        raise TypeError(f"scales_at_bits is a {type(scales_at_bits).__name__}, expected {{bits: float32 [{n}]}}")
     at_bits = {_arrays.integer(q, "scales_at_bits", 1, 8): _weight_scale(s, n) for q, s in (scales_at_bits or {}).items()}
     return PackedWeights(
         plan,
