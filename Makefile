@@ -20,7 +20,7 @@ SOURCES   := $(shell find csrc -type f) CMakeLists.txt
 .PHONY: help demo test test-all lint format wheel install check-host clean distclean FORCE
 
 help:
-	@echo "make demo      train, pack and check a small network; DATA=digits (default), fashion-mnist or a path; writes out/"
+	@echo "make demo      train, pack and check a small network, into out/; DATA=digits (default), fashion-mnist or a folder of it"
 	@echo "make test      the test suite                              ARGS='-k gemm -x' goes to pytest"
 	@echo "make test-all  the same with full crosses of all options; slow"
 	@echo "make lint      ruff, mypy and clang-format, changing nothing;  make format  lets them change files"
@@ -29,7 +29,7 @@ help:
 	@echo "All of them create .venv first (PYTHON=python3.12 names the interpreter) and rebuild it only when sources changed."
 
 demo: $(INSTALLED)
-	@$(PY) examples/demo.py --data "$(DATA)" --out out
+	@$(PY) examples/demo.py --data "$(DATA)" --out out $(ARGS)
 
 test: $(INSTALLED)
 	$(PY) -m pytest $(ARGS)
@@ -57,11 +57,11 @@ wheel: $(INSTALLED)
 install: $(INSTALLED)
 
 clean:
-	rm -rf build dist out .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks $(INSTALLED)
+	rm -rf build dist out .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks $(INSTALLED)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) .cache
 
 # -- the environment ---------------------------------------------------------------------------------------------------------
 

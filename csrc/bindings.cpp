@@ -66,6 +66,16 @@ void quantize_array(const std::string& tier, std::uintptr_t x, int64_t rows, int
   quantize(usable_tier(tier), task, pointer<uint8_t>(codes));
 }
 
+py::list kernels_of(const Layer& layer) {
+  py::list list;
+  if (!layer.has_kernels()) list.append(py::make_tuple(layer.kernel_tier().name, family_name(layer.family()), ""));
+  for (int s = 0; layer.has_kernels() && s < layer.segments(); ++s) {
+    const SegmentKernel& k = layer.kernel(0, s);
+    list.append(py::make_tuple(k.tier().name, family_name(k.family()), k.form()));
+  }
+  return list;
+}
+
 py::list tier_list() {
   py::list list;
   for (const Tier* t : tiers()) list.append(py::make_tuple(t->name, t->needs, t->usable));
@@ -133,15 +143,11 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_layer), py::arg("outputs"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
            py::arg("channels"), py::arg("segments"), py::arg("streams"), py::arg("tier"))
       .def("run", &run, py::arg("codes"), py::arg("geometry"), py::arg("output"))
-      .def_property_readonly("family", [](const Layer& l) { return family_name(l.family()); })
+      .def_property_readonly("kernels", &kernels_of, "(tier, family, form) of each segment")
       .def_property_readonly("tier", [](const Layer& l) { return l.tier().name; })
-      .def_property_readonly("kernel_tier", [](const Layer& l) { return l.kernel_tier().name; })
       .def_property_readonly("panel_bytes", &Layer::panel_bytes)
-      .def_property_readonly("form", [](const Layer& l) {
-        return l.family() == Family::dot ? l.dot().form_name(l.form()) : "";
-      })
       .def_property_readonly("tile", [](const Layer& l) {
-        return l.family() == Family::dot ? std::make_pair(l.dot().tile_rows, l.dot().columns) : std::make_pair(1, 1);
+        return l.has_kernels() ? l.kernel(0, 0).tile() : std::make_pair(1, 1);
       });
 
   m.def("quantize", &quantize_array);

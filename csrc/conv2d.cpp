@@ -7,27 +7,6 @@
 
 namespace soniq {
 
-// ---- K, cut into blocks ------------------------------------------------------------------------------------------
-KBlocks k_blocks(const Layer& layer, int group, int rows) {
-  std::vector<int> order;
-  for (int s = 0; s < layer.segments(); ++s)
-    if (layer.panels(group, s).k > 0) order.push_back(s);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return layer.shift(a) > layer.shift(b); });
-
-  KBlocks result;
-  for (size_t i = 0; i < order.size(); ++i) {
-    const int s = order[i], units = layer.panels(group, s).k_padded / kUnit;
-    int shift = i > 0 ? layer.shift(order[i - 1]) - layer.shift(s) : 0;
-    for (int unit = 0; unit < units; unit += kBlock / kUnit) {
-      result.blocks.push_back({s, unit, std::min(units - unit, kBlock / kUnit), shift, result.bytes});
-      result.bytes += int64_t(rows) * kRowStride;
-      shift = 0;
-    }
-    result.final_shift = layer.shift(s);
-  }
-  return result;
-}
-
 // ---- gather --------------------------------------------------------------------------------------------------------
 namespace {
 
@@ -60,7 +39,6 @@ class RowWriter {
 };
 
 struct SegmentGather {
-  const Segment& segment;
   int first, channels;   // of the group, inside a stored pixel
   bool whole_pixels;     // neighbouring pixels of a kernel row are one run of memory
 };
@@ -82,33 +60,28 @@ void gather_taps(const LayerShape& shape, const Geometry& g, const uint8_t* code
 
 }  // namespace
 
-void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* codes, int group, const KBlocks& k,
-                 int64_t m0, int rows, uint8_t* out, uint32_t* row_terms) {
+void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* codes, int group, int index, int64_t m0,
+                 int rows, uint8_t* out, uint32_t* row_terms) {
   const LayerShape& shape = layer.shape();
   const Tier& tier = tier_with(layer.tier(), &KernelTable::sum_bytes);
+  const Segment& segment = shape.segments[index];
+  const int channels = segment.group_channels(group), k_padded = layer.kernel(group, index).k_padded();
+  const SegmentGather from{segment.first_channel + segment.group_start[group], channels,
+                           channels == shape.channels && geometry.dilation_w == 1};
   const int64_t block_bytes = int64_t(rows) * kRowStride;
-  std::memset(row_terms, 0, rows * sizeof(uint32_t));
-  for (const KBlock& first_block : k.blocks) {
-    if (first_block.unit0 != 0) continue;  // one pass a segment
-    const Segment& segment = shape.segments[first_block.segment];
-    const int channels = segment.group_channels(group);
-    const SegmentGather from{segment, segment.first_channel + segment.group_start[group], channels,
-                             channels == shape.channels && geometry.dilation_w == 1};
-    const int k_padded = layer.panels(group, first_block.segment).k_padded;
-    const uint32_t factor = layer.row_factor(first_block.segment);
-    for (int i = 0; i < rows; ++i) {
-      uint8_t* row = out + first_block.offset + int64_t(i) * kRowStride;
-      RowWriter writer(row, block_bytes);
-      gather_taps(shape, geometry, codes, from, output_position(geometry, m0 + i), writer);
-      writer.put(nullptr, k_padded - writer.at());
-      if (factor == 0) continue;
-      uint32_t sum = 0;
-      for (int at = 0; at < k_padded; at += kBlock)
-        sum += uint32_t(tier.table->sum_bytes(row + at / kBlock * block_bytes, std::min(kBlock, k_padded - at)));
-      row_terms[i] += factor * sum;
-    }
-    if (factor != 0) tier.counters.sum_bytes.fetch_add(1, std::memory_order_relaxed);
+  const uint32_t factor = layer.row_factor(index);
+  for (int i = 0; i < rows; ++i) {
+    uint8_t* row = out + int64_t(i) * kRowStride;
+    RowWriter writer(row, block_bytes);
+    gather_taps(shape, geometry, codes, from, output_position(geometry, m0 + i), writer);
+    writer.put(nullptr, k_padded - writer.at());
+    if (factor == 0) continue;
+    uint32_t sum = 0;
+    for (int at = 0; at < k_padded; at += kBlock)
+      sum += uint32_t(tier.table->sum_bytes(row + at / kBlock * block_bytes, std::min(kBlock, k_padded - at)));
+    row_terms[i] += factor * sum;
   }
+  if (factor != 0) tier.counters.sum_bytes.fetch_add(1, std::memory_order_relaxed);
 }
 
 // ---- border classes ----------------------------------------------------------------------------------------------------
@@ -198,7 +171,7 @@ void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geo
         for (int c = segment.first_channel; c < segment.first_channel + segment.channels; ++c)
           sums[original[c]] = uint32_t(stored[c]) << shift;
       }
-      epilogue(sums.data(), shape.channels, 0, &no_row_term, m, 1, 0, shape.outputs);
+      epilogue(sums.data(), shape.channels, &no_row_term, m, 1, 0, shape.outputs);
     }
   });
   tier.counters.depthwise.fetch_add(1, std::memory_order_relaxed);

@@ -63,10 +63,18 @@ void count_dot(const Tier& tier, const DotFamily& dot, Counts& counts) {
       counts[prefix + dot.form_name(form) + ".tile" + std::to_string(rows)] = tier.counters.tile[form][rows];
 }
 
+void count_popcount(const Tier& tier, const PopcountFamily& popcount, Counts& counts) {
+  const std::string prefix = std::string(tier.name) + ".popcount.";
+  for (int bits = 1; bits <= 8; ++bits)
+    if (popcount.planes[bits]) counts[prefix + "planes" + std::to_string(bits)] = tier.counters.planes[bits];
+  for (int rows = 1; rows <= popcount.tile_rows; ++rows)
+    counts[prefix + popcount.name + ".tile" + std::to_string(rows)] = tier.counters.popcount_tile[rows];
+}
+
 }  // namespace
 
 const std::vector<Tier*>& tiers() {
-  static const std::vector<Tier*> list = make_tiers();
+  static const auto& list = *new std::vector<Tier*>(make_tiers());
   return list;
 }
 
@@ -100,6 +108,7 @@ std::map<std::string, int64_t> kernel_counts() {
     if (k.epilogue) counts[prefix + "epilogue"] = c.epilogue;
     if (k.depthwise) counts[prefix + "depthwise"] = c.depthwise;
     if (k.dot) count_dot(*t, *k.dot, counts);
+    if (k.popcount) count_popcount(*t, *k.popcount, counts);
   }
   return counts;
 }

@@ -18,6 +18,8 @@ struct KernelCounters {
   Count quantize{0}, abs_max{0}, all_finite{0}, sum_bytes{0}, epilogue{0}, depthwise{0};
   std::array<Count, 9> unpack{};
   std::array<std::array<Count, kMaxTileRows + 1>, 3> tile{};
+  std::array<Count, 9> planes{};
+  std::array<Count, kMaxTileRows + 1> popcount_tile{};
 };
 
 struct Tier {

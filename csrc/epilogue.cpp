@@ -32,8 +32,8 @@ const float* TileEpilogue::residual_tile(int64_t m0, int rows, int n0, int cols)
   return residual_.data();
 }
 
-void TileEpilogue::operator()(const uint32_t* sums, int64_t ld, int shift, const uint32_t* row_terms, int64_t m0,
-                              int rows, int n0, int cols) {
+void TileEpilogue::operator()(const uint32_t* sums, int64_t ld, const uint32_t* row_terms, int64_t m0, int rows, int n0,
+                              int cols) {
   const int outputs = layer_.shape().outputs;
   column_terms_.resize(rows);
   row_scale_.resize(rows);
@@ -54,7 +54,6 @@ void TileEpilogue::operator()(const uint32_t* sums, int64_t ld, int shift, const
   tile.ld = ld;
   tile.rows = rows;
   tile.cols = cols;
-  tile.shift = shift;
   tile.row_terms = row_terms;
   tile.column_terms = column_terms_.data();
   tile.acc = output_.acc ? output_.acc + first : nullptr;

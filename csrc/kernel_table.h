@@ -13,7 +13,6 @@ constexpr int kUnit = 32;                   // codes of one output per packed un
 constexpr int kBlock = 512;                 // codes of K per cache block: 32 columns x 512 bytes of weights stay in L1
 constexpr int kRowStride = kBlock + 64;     // bytes between two gathered rows; off a power of two, so rows do not alias
 constexpr int kMaxTileRows = 16;
-constexpr int kMaxTileColumns = 64;
 
 // ---- quantize ------------------------------------------------------------------------------------------------------
 // codes[i] = int(clamp(x[i] * r + z, 0, cmax)), product and sum rounded to float32, NaN gives 0.
@@ -31,8 +30,7 @@ struct EpilogueTile {
   const uint32_t* sums;                  // [rows][ld]
   int64_t ld;
   int rows, cols;
-  int shift;                             // acc = (sums << shift) + row_terms[m] + column_terms[m][n], modulo 2^32
-  const uint32_t* row_terms;             // [rows]
+  const uint32_t* row_terms;             // [rows]; acc = sums + row_terms[m] + column_terms[m][n], modulo 2^32
   const uint32_t* const* column_terms;   // [rows] -> [cols], by border class
 
   int32_t* acc;                          // if not null: the integers are the result, nothing below is read
@@ -63,7 +61,7 @@ using EpilogueFn = void (*)(const EpilogueTile& tile);
 //
 // Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (pack.cpp draws it).
 using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
-// sums = (sums << shift) + codes of `rows` gathered activation rows x the panel; k is a multiple of kUnit.
+// sums += (codes of `rows` gathered activation rows x the panel) << shift; k is a multiple of kUnit, and not 0.
 using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift);
 
 struct DotFamily {
@@ -83,9 +81,22 @@ struct DotFamily {
 using DepthwiseFn = void (*)(const int16_t* levels, int64_t levels_ld, const uint8_t* const* pixels, int taps,
                              int64_t channels, int alpha, int beta, int32_t* acc);
 
-// ---- places of the families to come ----------------------------------------------------------------------------------
-struct PopcountFamily;  // AND + population count on bit planes
-struct LutFamily;       // exact tables of activation sums, looked up by weight bits
+// ---- popcount family: AND and population count on bit planes -----------------------------------------------------------
+// Codes of one row to bit planes: plane j of 64 codes is one word at planes + j * plane_stride.
+using PlanesFn = void (*)(const uint8_t* codes, int words, uint8_t* planes, int64_t plane_stride);
+// sums += popcount(weights and activations) << shift, one plane of each: weights [word][column] uint64.
+using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int words, uint32_t* sums, int shift);
+
+struct PopcountFamily {
+  const char* name;
+  int columns, tile_rows;
+  int most_plane_pairs;        // w_bits * a_bits up to which this family's ceiling is above dot's
+  PlanesFn planes[9];          // by a_bits, 1..most_plane_pairs
+  PopcountTileFn tile[kMaxTileRows + 1];
+};
+
+// ---- the place of the family to come -----------------------------------------------------------------------------------
+struct LutFamily;  // exact tables of activation sums, looked up by weight bits
 
 struct KernelTable {
   QuantizeFn quantize;

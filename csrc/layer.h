@@ -10,11 +10,9 @@
 #include "aligned.h"
 #include "dispatch.h"
 #include "format.h"
+#include "segment_kernel.h"
 
 namespace soniq {
-
-enum class Family { reference, dot, depthwise };
-const char* family_name(Family family);
 
 // What the caller wants of the integers; pointers that may be null say so. Outputs are [rows][outputs], dense.
 struct Output {
@@ -63,42 +61,34 @@ class Layer {
   void run(const uint8_t* codes, const Geometry& geometry, const Output& output) const;
 
   const LayerShape& shape() const { return shape_; }
-  Family family() const { return family_; }
+  Family family() const { return family_; }          // of the first segment, where segments have families
   const Tier& tier() const { return tier_; }         // asked for
   const Tier& kernel_tier() const { return *kernel_tier_; }  // whose kernel runs
-  const DotFamily& dot() const { return *kernel_tier_->table->dot; }
-  int form() const { return form_; }                 // of the first segment, where family() is dot
   int64_t panel_bytes() const;
 
-  // One segment of one group, as the dot family stores it.
-  struct Panels {
-    int k = 0, k_padded = 0;
-    int form = 0;
-    int64_t bytes_each = 0;        // of one panel
-    AlignedBytes bytes;            // [panel]
-  };
-  const Panels& panels(int group, int segment) const { return panels_[group * segments() + segment]; }
+  bool has_kernels() const { return !kernels_.empty(); }
+  const SegmentKernel& kernel(int group, int segment) const { return *kernels_[group * segments() + segment]; }
   int segments() const { return int(shape_.segments.size()); }
   // log2 of the factor that S of this segment carries in the integer result.
   int shift(int segment) const;
-  // The factor of Ca in the integer result, the repair of flipped 8-bit weights included.
+  // The factor of Ca in the integer result, what the kernel's S lacks included.
   uint32_t row_factor(int segment) const;
   const uint8_t* stream(int segment) const { return streams_[segment].data(); }  // reference family
   const int16_t* levels(int segment) const { return levels_[segment].data(); }   // depthwise family: [tap][channel]
   std::shared_ptr<const BorderTable> border(const Geometry& geometry) const;
 
  private:
-  void choose_family();
-  void build_panels(const uint8_t* const* streams);
+  Family choose_family();
+  void build_kernels(const uint8_t* const* streams);
   void build_levels(const uint8_t* const* streams);
+  void copy_streams(const uint8_t* const* streams);
   void sum_taps(const uint8_t* const* streams);
 
   LayerShape shape_;
   const Tier& tier_;
   const Tier* kernel_tier_;
   Family family_;
-  int form_ = 0;
-  std::vector<Panels> panels_;
+  std::vector<std::unique_ptr<SegmentKernel>> kernels_;  // [group][segment]
   std::vector<std::vector<uint8_t>> streams_;
   std::vector<std::vector<int16_t>> levels_;
   std::vector<uint32_t> tap_terms_;  // [tap][output]: what a valid tap adds to the constant of an output
@@ -106,8 +96,8 @@ class Layer {
   mutable std::map<std::vector<int>, std::shared_ptr<const BorderTable>> borders_;
 };
 
-// The families' drivers.
-void run_dot(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+// The drivers.
+void run_panels(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 
@@ -132,8 +122,7 @@ class TileEpilogue {
  public:
   TileEpilogue(const Layer& layer, const Output& output, const Geometry& geometry, const BorderTable* border);
   // sums [rows][ld]; row_terms [rows].
-  void operator()(const uint32_t* sums, int64_t ld, int shift, const uint32_t* row_terms, int64_t m0, int rows, int n0,
-                  int cols);
+  void operator()(const uint32_t* sums, int64_t ld, const uint32_t* row_terms, int64_t m0, int rows, int n0, int cols);
 
  private:
   const float* residual_tile(int64_t m0, int rows, int n0, int cols);

@@ -9,6 +9,8 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/pack.cpp
   ${SONIQ_CSRC}/epilogue.cpp
   ${SONIQ_CSRC}/gemm.cpp
+  ${SONIQ_CSRC}/dot.cpp
+  ${SONIQ_CSRC}/popcount.cpp
   ${SONIQ_CSRC}/conv2d.cpp
   ${SONIQ_CSRC}/quantize.cpp
   ${SONIQ_CSRC}/kernels/reference/table.cpp)
@@ -20,9 +22,10 @@ target_link_libraries(soniq_core PUBLIC OpenMP::OpenMP_CXX)
 target_compile_options(soniq_core PRIVATE
   -O3 -ffp-contract=off -fno-trapping-math -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi)
 
-# GCC 12 at -O3 gives loop-carried vector sums a second register and spills half of them (89 moves for 24 products in the
-# inner loop of dot on avx512, half the speed); without its coalescing of variables it gives them one (no move at all).
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+# What GCC 12 does to vector sums carried around a loop: on x86 it gives them a second register and spills half of them (89
+# moves for 24 products in the inner loop of dot on avx512, half the speed), and not coalescing variables gives them one (no
+# move at all). On AArch64 that very flag makes moves (17 for 64 udot, none without it).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(tier_flags -fno-tree-coalesce-vars)
 endif()
 
@@ -44,5 +47,6 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   soniq_tier(neon -march=armv8-a)
   soniq_tier(neon_dotprod -march=armv8.2-a+dotprod)
-  soniq_tier(neon_i8mm -march=armv8.2-a+dotprod+i8mm)
+  # GCC's scheduling before registers are allocated overlaps so many loads here that the sums spill.
+  soniq_tier(neon_i8mm -march=armv8.2-a+dotprod+i8mm $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
 endif()

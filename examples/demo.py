@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def main() -> int:
     soniq_kernels.set_num_threads(options.threads)
     data = load(options.data, options.data_path)
     entries, models = _train_all(data, options, start)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     shipped = models[SHIPPED]
     options.out.mkdir(parents=True, exist_ok=True)
     qat.save(shipped, options.out / "network.safetensors")
@@ -54,13 +56,17 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=["digits", "fashion-mnist"], default="digits")
+    parser.add_argument("--data", default="digits", help="digits, fashion-mnist, or the folder of --data-path")
     parser.add_argument("--data-path", type=Path, help="folder with the four Fashion-MNIST .gz files")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the network and the picture go")
     parser.add_argument("--seeds", type=int, help="trainings of everything; default 3 for digits, 1 for Fashion-MNIST")
     parser.add_argument("--budget", type=float, default=120, help="start no further seed that would end after this many seconds")
     parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     options = parser.parse_args()
+    if options.data not in ("digits", "fashion-mnist"):
+        if not Path(options.data).is_dir():
+            parser.error(f"--data is {options.data!r}, expected digits, fashion-mnist or a folder with its files")
+        options.data, options.data_path = "fashion-mnist", Path(options.data)
     options.seeds = options.seeds or (3 if options.data == "digits" else 1)
     return options
 
@@ -142,8 +148,6 @@ def _record_packed(entry: Entry, models: dict, model: nn.Module, data: Images) -
 
 
 def _network_bytes(packed: nn.Module) -> int:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         qat.save(packed, Path(folder) / "network")
         return (Path(folder) / "network").stat().st_size
@@ -169,10 +173,10 @@ def _show(console: Console, entries: dict, models: dict, data: Images, options: 
     seeds = len(entries[SHIPPED].accuracies)
     title = f"{data.name}: {len(data.test_labels):,} test images, {seeds} seed{'s' * (seeds > 1)}"
     caption = (
-        "Accuracy: mean ± standard deviation over the seeds. Inner layers: all but the first and the last, which have "
-        "8 bits.\nBytes: FP32 its state dict, the others their saved file. Identical outputs: packed against the "
-        f"training emulation, bit for bit, whole test set, every seed.\nLatency: median, interleaved, {options.threads} "
-        f"threads, torch {torch.__version__}, soniq_kernels {soniq_kernels.__version__}."
+        "Accuracy: mean and standard deviation over the seeds. Inner layers: all but the first and last, at 8 bits.\n"
+        "Bytes: FP32 its state dict, the others a saved file. Identical outputs: the packed network against the\n"
+        "training emulation, bit for bit, whole test set, every seed. Times: medians, interleaved, "
+        f"{options.threads} threads,\ntorch {torch.__version__} with batch norm fused, soniq_kernels {soniq_kernels.__version__}."
     )
     rows = [entries[name] for name in IN_TABLE]
     console.print(demo_figures.table(rows, rows[0].bytes, title, caption))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -41,21 +41,29 @@ class Entry:
 
 
 def table(entries: Sequence[Entry], float_bytes: int, title: str, caption: str) -> Table:
-    """The one table."""
+    """The one table: a column for every network, a row for every figure."""
     shown = Table(title=title, caption=caption, caption_justify="left")
-    shown.add_column("network")
-    batches = list(entries[0].seconds)
-    headings = ["accuracy %", "average bits\ninner layers", "average bits\nall weights", "bytes", "compression",
-                "identical\noutputs", *[f"ms, {b} image{'s' * (b > 1)}" for b in batches], "kernel", "ISA"]  # fmt: skip
-    for heading in headings:
-        shown.add_column(heading, justify="left" if heading in ("kernel", "ISA") else "right")
+    shown.add_column("")
     for e in entries:
-        identical = f"{e.identical:,} of {e.compared:,}" if e.compared else ""
-        times = [f"{1000 * e.seconds[b]:.3f}" for b in batches]
-        spread = f" ± {e.spread:.2f}" if len(e.accuracies) > 1 else ""
-        shown.add_row(e.name, f"{e.accuracy:.2f}{spread}", f"{e.inner_bits:.2f}", f"{e.average_bits:.2f}", f"{e.bytes:,}",
-                      f"{float_bytes / e.bytes:.1f}x", identical, *times, e.kernel, e.isa)  # fmt: skip
+        shown.add_column(e.name, justify="right")
+    for heading, text in _rows(list(entries[0].seconds), float_bytes).items():
+        shown.add_row(heading, *(text(e) for e in entries))
     return shown
+
+
+def _rows(batches: list[int], float_bytes: int) -> dict[str, Callable[[Entry], str]]:
+    times = {f"ms for {b} image{'s' * (b > 1)}": lambda e, b=b: f"{1000 * e.seconds[b]:.3f}" for b in batches}
+    return {
+        "accuracy, %": lambda e: f"{e.accuracy:.2f}" + (f" ± {e.spread:.2f}" if len(e.accuracies) > 1 else ""),
+        "average bits, inner layers": lambda e: f"{e.inner_bits:.2f}",
+        "average bits, all weights": lambda e: f"{e.average_bits:.2f}",
+        "bytes": lambda e: f"{e.bytes:,}",
+        "compression": lambda e: f"{float_bytes / e.bytes:.1f}x",
+        "identical outputs": lambda e: f"{e.identical:,} of {e.compared:,}" if e.compared else "",
+        **times,
+        "kernel": lambda e: e.kernel,
+        "ISA": lambda e: e.isa,
+    }
 
 
 def picture(entries: Sequence[Entry], bits: dict[str, list[int]], path: Path, title: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 import oracle
+import soniq_kernels
 from oracle import Grid, Layout
 from soniq_kernels import packing
 
@@ -78,6 +80,17 @@ def activations(codes: np.ndarray, plan: packing.Plan, scale: Any = 1.0) -> pack
 def pack_unit(codes: np.ndarray, plan: packing.Plan) -> packing.PackedWeights:
     """Packed weights with scale 1, for tests that look at integers only."""
     return packing.pack(codes, plan, np.ones(codes.shape[0], F32))
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """That many threads inside the block."""
+    before = soniq_kernels.get_num_threads()
+    soniq_kernels.set_num_threads(count)
+    try:
+        yield
+    finally:
+        soniq_kernels.set_num_threads(before)
 
 
 # ---- random operands ----------------------------------------------------------------------------------------------------

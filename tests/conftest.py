@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # The suite is collected with --import-mode=importlib, which leaves sys.path alone; the oracle is a sibling module.
@@ -12,13 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from hypothesis import HealthCheck, settings
 
+import soniq_kernels
 from soniq_kernels import isa
 
 LAST = "test_kernel_coverage.py"
 # The coverage test judges the process it runs in, so these files must have run before it, whole.
 KERNEL_FILES = {"test_gemm.py", "test_conv2d.py", "test_quantize.py", "test_epilogue.py", "test_packing.py"}
 
-settings.register_profile("default", deadline=None, derandomize=True, max_examples=60, database=None)
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=150, database=None)
 settings.register_profile("full", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -63,6 +65,12 @@ def tier(request):
         yield request.param
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The suite calls small kernels a hundred thousand times; test_threads.py is where more threads than one run."""
+    soniq_kernels.set_num_threads(1)
+
+
 @pytest.fixture
 def full(request):
     """Whether --full was given."""
@@ -72,6 +80,4 @@ def full(request):
 @pytest.fixture
 def rng():
     """A generator with a fixed seed."""
-    import numpy as np
-
     return np.random.default_rng(20)

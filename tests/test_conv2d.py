@@ -67,6 +67,7 @@ GEOMETRIES = {
     "depthwise, two each": Geometry((5, 5), (3, 3), 9, 18, stride=(2, 1), padding=(0, 1, 1, 2), groups=9),
     "one pixel": Geometry((1, 1), (1, 1), 1, 1),
     "wide": Geometry((2, 33), (3, 3), 65, 20, padding=(1, 1, 1, 1)),
+    "large": Geometry((9, 11), (3, 3), 131, 67, padding=(1, 0, 0, 1)),
 }
 
 
@@ -268,5 +269,5 @@ def test_any_geometry(data):
     x, w = operands(np.random.default_rng(1), geometry, layout)
     expected = oracle.conv2d(x, w, layout, **geometry.steps)
     for name in isa.available():
-        with isa.use(name):
+        with isa.use(name), cases.threads(data.draw(small(1, 3))):
             check(x, w, layout, geometry, expected, (name, geometry))

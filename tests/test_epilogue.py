@@ -40,7 +40,7 @@ FACTORS = {
     "post_scale": [False, True],
     "post_bias": [False, True],
     "out": [None, *OUTPUTS],
-    "n": [1, 2, 15, 16, 33],
+    "n": [1, 2, 15, 16, 33, 130],
 }
 
 
@@ -295,6 +295,38 @@ def test_codes_feed_the_next_layer(tier, rng):
     cases.assert_same_bits(gemm.linear(middle, packing.pack(w2, inner_plan, s2)), expected)
 
 
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (2, 3, 7), (2, 1, 4, 7)], ids=str)
+def test_leading_dimensions(tier, rng, shape):
+    """Input, residual and output share everything before the channels, for floats and for codes."""
+    layout = oracle.uniform(7, Grid("bipolar", 3), Grid("unsigned", 5))
+    out = cases.package_plan(oracle.uniform(5, W_GRIDS[0], Grid("bipolar", 4)))
+    x, w, scale = cases.x_codes(rng, shape, layout), cases.w_codes(rng, (5, 7), layout), cases.random_scale(rng, 5)
+    residual = rng.normal(size=(*shape[:-1], 5)).astype(F32)
+    acts = cases.activations(x, cases.package_plan(layout))
+    packed = packing.pack(w, acts.plan, scale)
+    expected = oracle.epilogue(oracle.matmul(x, w, layout), 1.0, -6, Epilogue(scale, residual=residual))
+    cases.assert_same_bits(gemm.linear(acts, packed, residual=residual), expected)
+    coded = gemm.linear(acts, packed, residual=residual, out=(out, 0.1))
+    cases.assert_same(coded.codes(), oracle.quantize(expected, Grid("bipolar", 4), 0.1))
+    cases.assert_same_bits(
+        gemm.linear(acts, packed, residual=coded), gemm.linear(acts, packed, residual=coded.dequantize())
+    )
+
+
+def test_residual_codes_with_a_scale_per_row(tier, rng):
+    """Each row of residual codes has its own scale; added right, or refused."""
+    plan, packed = identity_layer(9)
+    residual = packing.quantize_activations(
+        rng.normal(size=(256, 9)).astype(F32), packing.Plan.uniform(9, 1, 6), "per_row"
+    )
+    expected = gemm.linear(rising_input(plan), packed, residual=residual.dequantize())
+    try:
+        got = gemm.linear(rising_input(plan), packed, residual=residual)
+    except ValueError:
+        return
+    cases.assert_same_bits(got, expected)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40))
 def test_any_scales(seed, m, n):
     """Scales and biases of any magnitude, under every tier."""
@@ -306,6 +338,6 @@ def test_any_scales(seed, m, n):
     expected = oracle.epilogue(oracle.matmul(x, w, layout), a_scale, -6, Epilogue(w_scale, bias))
     plan = cases.package_plan(layout)
     for name in isa.available():
-        with isa.use(name):
+        with isa.use(name), cases.threads(1 + seed % 3):
             y = gemm.linear(cases.activations(x, plan, a_scale), packing.pack(w, plan, w_scale, bias))
             cases.assert_same_bits(y, expected, name)

@@ -54,6 +54,27 @@ def test_sums_of_two_segments(tier, w_bits, a_bits):
         cases.assert_same(got, oracle.matmul(x, w, layout), (m, n, k, own))
 
 
+@functools.lru_cache(maxsize=1)
+def large_case(w_bits: int, a_bits: int):
+    """Codes and S beyond every block that a driver may cut a product into."""
+    rng = np.random.default_rng([w_bits, a_bits])
+    layout = cases.sums_layout(4099, w_bits, a_bits)
+    x, w = cases.x_codes(rng, (131, 4099), layout), cases.w_codes(rng, (203, 4099), layout)
+    sums = x.astype(np.float64) @ w.T.astype(np.float64)  # exact: all sums are below 2^53
+    return layout, x, w, sums.astype(np.int64)
+
+
+@pytest.mark.parametrize(("w_bits", "a_bits"), [(1, 1), (2, 8), (3, 4), (8, 3), (8, 8)])
+def test_many_blocks(w_bits, a_bits):
+    """A product larger than the caches, odd in every direction, under every tier."""
+    layout, x, w, sums = large_case(w_bits, a_bits)
+    plan = cases.package_plan(layout)
+    packed = cases.pack_unit(w, plan)
+    for name in isa.available():
+        with isa.use(name):
+            cases.assert_same(gemm.matmul(cases.activations(x, plan), packed), sums, name)
+
+
 # ---- the ends of the range ----------------------------------------------------------------------------------------------
 
 
@@ -213,7 +234,7 @@ def test_any_shape(data):
     x, w = cases.x_codes(rng, (m, k), layout), cases.w_codes(rng, (n, k), layout)
     plan, expected = cases.package_plan(layout), oracle.matmul(x, w, layout)
     for name in isa.available():
-        with isa.use(name):
+        with isa.use(name), cases.threads(data.draw(st.integers(1, 3))):
             cases.assert_same(gemm.matmul(cases.activations(x, plan), cases.pack_unit(w, plan)), expected, name)
 
 

@@ -102,7 +102,7 @@ void dot_tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_
   repeat<Rows>([&](auto row) {
     repeat<V::kVectors>([&](auto v) {
       uint32_t* to = sums + (row * V::kVectors + v) * V::kLanes;
-      V::store_sums(to, V::add(V::shift_left(V::load_sums(to), shift), s[row][v]));
+      V::store_sums(to, V::add(V::load_sums(to), V::shift_left(s[row][v], shift)));
     });
   });
 }

@@ -96,8 +96,7 @@ inline void integers(const EpilogueTile& t, int row, int first, int n, int32_t* 
   const uint32_t* __restrict sums = t.sums + row * t.ld + first;
   const uint32_t* __restrict column = t.column_terms[row] + first;
   const uint32_t row_term = t.row_terms[row];
-  const int shift = t.shift;
-  for (int j = 0; j < n; ++j) acc[j] = int32_t((sums[j] << shift) + row_term + column[j]);
+  for (int j = 0; j < n; ++j) acc[j] = int32_t(sums[j] + row_term + column[j]);
 }
 
 inline void store_codes(const EpilogueTile& t, int row, int first, int n, const float* __restrict y) {

@@ -45,9 +45,11 @@ def check_layer(packed: PackedWeights, seed: int = 0) -> list[Check]:
 def run(x: Activations, packed: PackedWeights) -> tuple[np.ndarray, np.ndarray]:
     """(int32 sums, float32 outputs) of one layer; a convolution is padded, so that every border class occurs."""
     if len(packed.shape) == 2:
-        return gemm.matmul(x, packed), gemm.linear(x, packed)
-    padding = _padding(packed)
-    return conv.conv2d_int32(x, packed, padding=padding), conv.conv2d(x, packed, padding=padding)
+        sums, outputs = gemm.matmul(x, packed), gemm.linear(x, packed)
+    else:
+        padding = _padding(packed)
+        sums, outputs = conv.conv2d_int32(x, packed, padding=padding), conv.conv2d(x, packed, padding=padding)
+    return sums, np.asarray(outputs)
 
 
 def random_activations(packed: PackedWeights, rng: np.random.Generator) -> Activations:

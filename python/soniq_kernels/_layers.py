@@ -21,8 +21,8 @@ class Explanation:
     """Which kernel runs, and why.
 
     Attributes:
-        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "depthwise" or "reference".
-        kernel: the variant inside the family. tile: (rows, columns) of the inner loop. panel_bytes: of the built weights.
+        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "depthwise" or
+        "reference". kernel: "isa.family.variant". Two segments of different kernels are joined by " + ". tile: (rows, columns) of the inner loop. panel_bytes: of the built weights.
         threads: at most this many. reason: one sentence.
     """
 
@@ -36,8 +36,7 @@ class Explanation:
     reason: str
 
     def __str__(self) -> str:
-        kernel = f"{self.kernel_isa}.{self.family}" + (f".{self.kernel}" if self.kernel else "")
-        return f"{kernel}, tile {self.tile[0]} x {self.tile[1]}, {self.threads} threads: {self.reason}"
+        return f"{self.kernel}, tile {self.tile[0]} x {self.tile[1]}, {self.threads} threads: {self.reason}"
 
 
 def explain(x: Any, packed: PackedWeights) -> Explanation:
@@ -46,22 +45,26 @@ def explain(x: Any, packed: PackedWeights) -> Explanation:
     if isinstance(x, Activations):
         _require_same_plan(x, packed)
     layer = packed.layer()
+    kernels = list(dict.fromkeys(layer.kernels))
+    tiers, families = (" + ".join(dict.fromkeys(k[i] for k in kernels)) for i in (0, 1))
     return Explanation(
-        _core.active_tier(), layer.kernel_tier, layer.family, layer.form, layer.tile, layer.panel_bytes,
-        _core.get_num_threads(), _reason(layer),
+        _core.active_tier(), tiers, families, " + ".join(".".join(filter(None, k)) for k in kernels), layer.tile,
+        layer.panel_bytes, _core.get_num_threads(), "; ".join(_reason(layer.tier, *k) for k in kernels),
     )  # fmt: skip
 
 
-def _reason(layer: _core.Layer) -> str:
-    if layer.family == "reference":
-        return "the reference tier was asked for: plain loops, the definition of right"
-    why = {
-        "dot": "weights unpacked to bytes and multiplied by byte dot products, which serves every pair of widths",
-        "depthwise": "one output per input channel, so lanes are channels",
-    }[layer.family]
-    if layer.kernel_tier != layer.tier:
-        why += f"; {layer.tier} has no {layer.family} kernel of its own and uses that of {layer.kernel_tier}"
-    return why
+_WHY = {
+    "reference": "the reference tier was asked for: plain loops, the definition of right",
+    "dot": "weights unpacked to bytes and multiplied by byte dot products, which serves every pair of widths",
+    "popcount": "few planes on both sides, so bit planes are multiplied by AND and counted",
+    "depthwise": "one output per input channel, so lanes are channels",
+}
+
+
+def _reason(asked: str, tier: str, family: str, _: str) -> str:
+    if tier == asked:
+        return _WHY[family]
+    return f"{_WHY[family]} ({asked} has no {family} kernel of its own and uses that of {tier})"
 
 
 def require_packed(packed: Any) -> None:

@@ -94,19 +94,14 @@ def quantize_activations(x: Any, plan: Plan, scale: Any, check_finite: bool = Tr
     else:
         array_scale = scales(scale, array.shape)
     stored = np.empty(array.shape, np.uint8)
-    quantizers = [
-        (first, s.channels, s.a.r_numerator, s.a.z, float(s.a.cmax))
-        for first, s in zip(plan.first_channels, plan.segments, strict=True)
-    ]
-    original = None if plan.in_order else plan.permutation.astype(np.int32)
     rows = array.size // plan.channels
     _core.quantize(
         _core.active_tier(),
         array.ctypes.data,
         rows,
         plan.channels,
-        0 if original is None else original.ctypes.data,
-        quantizers,
+        0 if plan.original is None else plan.original.ctypes.data,
+        plan.quantizers,
         array_scale.ctypes.data,
         max(1, rows // max(1, array_scale.size)),
         stored.ctypes.data,
@@ -127,6 +122,8 @@ def _dynamic_scales(x: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
 
 def scales(scale: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """float32 scales of a tensor of `shape`: (), one per row, or one per NHWC image; checked against the range."""
+    if isinstance(scale, (float, np.float32)) and MIN_SCALE <= scale <= MAX_SCALE:
+        return np.array(scale, np.float32)
     array = _arrays.as_numpy(scale, "scale")
     if array.dtype.kind not in "fiu":
         raise TypeError(f"scale is {scale!r}, expected a float")

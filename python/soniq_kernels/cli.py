@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
-LIBRARIES = ("numpy", "safetensors", "torch", "triton", "cupy")
+LIBRARIES = ("numpy", "safetensors", "torch", "triton", "cupy-cuda12x", "cupy-cuda13x")
 
 
 def main() -> None:
@@ -91,8 +92,8 @@ def _versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that are installed; nothing is imported for it."""
     versions = {"soniq_kernels": soniq_kernels.__version__, "python": platform.python_version()}
     for library in LIBRARIES:
-        for distribution in metadata.packages_distributions().get(library, [])[:1]:
-            versions[library] = metadata.version(distribution)
+        with suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
     return versions
 
 

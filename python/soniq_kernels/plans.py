@@ -148,7 +148,8 @@ class Plan:
     def __post_init__(self) -> None:
         self.permutation.flags.writeable = False
 
-    @property
+    # Cached: what every call asks of its plan.
+    @cached_property
     def channels(self) -> int:
         return int(self.permutation.size)
 
@@ -236,7 +237,7 @@ class Plan:
         index[self.permutation] = np.repeat(np.arange(len(self.segments)), [s.channels for s in self.segments])
         return index
 
-    @property
+    @cached_property
     def exponent(self) -> int:
         """E: integer results count in units of 2**E."""
         return min(s.exponent for s in self.segments)
@@ -248,6 +249,19 @@ class Plan:
         inverse[self.permutation] = np.arange(self.channels)
         return inverse
 
+    @cached_property
+    def original(self) -> NDArray[np.int32] | None:
+        """int32 `permutation` for the core; None where channels are stored in order."""
+        return None if self.in_order else self.permutation.astype(np.int32)
+
+    @cached_property
+    def quantizers(self) -> list[tuple[int, int, float, float, float]]:
+        """(first channel, channels, r * scale, z, largest code) of each segment, for the core."""
+        return [
+            (first, s.channels, s.a.r_numerator, s.a.z, float(s.a.cmax))
+            for first, s in zip(self.first_channels, self.segments, strict=True)
+        ]
+
     @property
     def in_order(self) -> bool:
         """True where channels are stored in their original order."""
@@ -258,7 +272,7 @@ class Plan:
         """Stored position at which each segment begins."""
         return [sum(s.channels for s in self.segments[:i]) for i in range(len(self.segments))]
 
-    @property
+    @cached_property
     def widest_activation(self) -> Grid:
         """The activation grid that per-row scales fit: most bits, then the larger range."""
         return max((s.a for s in self.segments), key=lambda g: (g.bits, g.max_level * 2.0**g.exponent))

@@ -113,7 +113,7 @@ def quantize(x: Tensor, weights: Tensor) -> Tensor:
     """uint8 codes, in x's shape, that the packed weights' layer makes of float32 x ([..., K]; NCHW for a convolution)."""
     packed = _kernel_weights(weights)
     if len(packed.shape) == 2:
-        return torch.from_numpy(_codes(x, packed))
+        return torch.from_numpy(_codes(x, packed)).contiguous()
     return torch.from_numpy(_codes(x.permute(0, 2, 3, 1), packed)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -443,7 +443,8 @@ void flush_denormals() {
 
 int run(const std::vector<std::string>& arguments) {
   if (arguments.empty())
-    throw std::runtime_error("usage: soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--flush-denormals]");
+    throw std::runtime_error(
+        "usage: soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--flush-denormals]");
   std::string names = "all";
   for (size_t i = 1; i < arguments.size(); ++i) {
     const bool has_value = i + 1 < arguments.size();

@@ -1,10 +1,11 @@
-// Empty as yet: the tier adds byte permutes and vector population counts, which the popcount and lut families need and
-// the dot family does not. Every slot is served by avx512.
-#include "kernel_table.h"
+// The tier adds vector population counts (popcount) and byte permutes (lut, to come); every other slot is served by avx512.
+#include "kernels/avx512_vbmi/popcount.h"
 
 namespace soniq {
 
 extern const KernelTable avx512_vbmi_table;
-const KernelTable avx512_vbmi_table = {};
+const KernelTable avx512_vbmi_table = {
+    /*quantize=*/nullptr, /*abs_max=*/nullptr,  /*all_finite=*/nullptr, /*sum_bytes=*/nullptr, /*epilogue=*/nullptr,
+    /*depthwise=*/nullptr, /*dot=*/nullptr, &kAvx512Popcount, /*lut=*/nullptr};
 
 }  // namespace soniq

@@ -4,7 +4,14 @@
 namespace soniq {
 
 extern const KernelTable neon_table;
-const KernelTable neon_table = {quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise, &kDotFamily<NeonDot>,
-                                /*popcount=*/nullptr, /*lut=*/nullptr};
+const KernelTable neon_table = {quantize,
+                                abs_max,
+                                all_finite,
+                                sum_bytes,
+                                epilogue,
+                                depthwise,
+                                &kDotFamily<NeonDot>,
+                                /*popcount=*/nullptr,
+                                /*lut=*/nullptr};
 
 }  // namespace soniq

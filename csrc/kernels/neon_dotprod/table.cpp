@@ -4,8 +4,14 @@
 namespace soniq {
 
 extern const KernelTable neon_dotprod_table;
-const KernelTable neon_dotprod_table = {
-    quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise, &kDotFamily<NeonDotprodDot>,
-    /*popcount=*/nullptr, /*lut=*/nullptr};
+const KernelTable neon_dotprod_table = {quantize,
+                                        abs_max,
+                                        all_finite,
+                                        sum_bytes,
+                                        epilogue,
+                                        depthwise,
+                                        &kDotFamily<NeonDotprodDot>,
+                                        /*popcount=*/nullptr,
+                                        /*lut=*/nullptr};
 
 }  // namespace soniq

@@ -1,9 +1,12 @@
-// Empty as yet.
-#include "kernel_table.h"
+// Adds matrix multiplication to neon_dotprod; all that is not the dot product is the same there and served by it.
+#include "kernels/neon_i8mm/dot.h"
 
 namespace soniq {
 
 extern const KernelTable neon_i8mm_table;
-const KernelTable neon_i8mm_table = {};
+const KernelTable neon_i8mm_table = {
+    /*quantize=*/nullptr, /*abs_max=*/nullptr,   /*all_finite=*/nullptr,      /*sum_bytes=*/nullptr,
+    /*epilogue=*/nullptr, /*depthwise=*/nullptr, /*dot=*/&kNeonI8mmDotFamily, /*popcount=*/nullptr,
+    /*lut=*/nullptr};
 
 }  // namespace soniq

@@ -48,7 +48,7 @@ float activate(float y, const EpilogueTile& t) {
 }
 
 void epilogue_one(const EpilogueTile& t, int m, int n) {
-  const int32_t acc = int32_t((t.sums[m * t.ld + n] << t.shift) + t.row_terms[m] + t.column_terms[m][n]);
+  const int32_t acc = int32_t(t.sums[m * t.ld + n] + t.row_terms[m] + t.column_terms[m][n]);
   if (t.acc) {
     t.acc[m * t.out_ld + n] = acc;
     return;
@@ -123,7 +123,7 @@ void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geo
     for (int64_t m = mine.begin; m < mine.end; ++m) {
       const OutputPosition p = output_position(geometry, m);
       for (int n = 0; n < outputs; ++n) sums[n] = uint32_t(dot_product(layer, geometry, codes, p, n, weights[n]));
-      epilogue(sums.data(), outputs, 0, &no_row_term, m, 1, 0, outputs);
+      epilogue(sums.data(), outputs, &no_row_term, m, 1, 0, outputs);
     }
   });
 }
