@@ -71,6 +71,13 @@ void count_popcount(const Tier& tier, const PopcountFamily& popcount, Counts& co
     counts[prefix + popcount.name + ".tile" + std::to_string(rows)] = tier.counters.popcount_tile[rows];
 }
 
+void count_lut(const Tier& tier, const LutFamily& lut, Counts& counts) {
+  const std::string prefix = std::string(tier.name) + ".lut.";
+  counts[prefix + "tables"] = tier.counters.tables;
+  for (int rows = 1; rows <= lut.tile_rows; ++rows)
+    counts[prefix + lut.name + ".tile" + std::to_string(rows)] = tier.counters.lut_tile[rows];
+}
+
 }  // namespace
 
 const std::vector<Tier*>& tiers() {
@@ -109,6 +116,7 @@ std::map<std::string, int64_t> kernel_counts() {
     if (k.depthwise) counts[prefix + "depthwise"] = c.depthwise;
     if (k.dot) count_dot(*t, *k.dot, counts);
     if (k.popcount) count_popcount(*t, *k.popcount, counts);
+    if (k.lut) count_lut(*t, *k.lut, counts);
   }
   return counts;
 }

@@ -49,7 +49,8 @@ class PanelRun {
     int64_t row_bytes = 1;
     for (int g = 0; g < layer_.shape().groups; ++g) {
       int64_t bytes = 0;
-      for (int s = 0; s < layer_.segments(); ++s) bytes += layer_.kernel(g, s).gathered_bytes(1);
+      for (int s = 0; s < layer_.segments(); ++s)
+        bytes += layer_.kernel(g, s).gathered_bytes(1) + layer_.kernel(g, s).prepared_bytes(1);
       row_bytes = std::max(row_bytes, bytes);
     }
     const int tile = layer_.kernel(0, 0).tile().first;

@@ -95,8 +95,21 @@ struct PopcountFamily {
   PopcountTileFn tile[kMaxTileRows + 1];
 };
 
-// ---- the place of the family to come -----------------------------------------------------------------------------------
-struct LutFamily;  // exact tables of activation sums, looked up by weight bits
+// ---- lut family: exact tables of activation sums, looked up by weight bits ---------------------------------------------
+constexpr int kTableStride = 4 * kRowStride;  // bytes between two rows of tables: 4 bytes a code of a block
+// Codes of one row to tables: 128 bytes a unit of 32 codes.
+using TablesFn = void (*)(const uint8_t* codes, int units, uint8_t* tables);
+// sums += (one plane of the weights x the activations) << shift: weights [unit][column][4] bytes.
+using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift);
+
+struct LutFamily {
+  const char* name;
+  int columns, tile_rows;
+  int most_w_bits;  // up to which this family's ceiling is above dot's
+  int most_a_bits;  // up to which a sum of four codes fits a byte
+  TablesFn tables;
+  LutTileFn tile[kMaxTileRows + 1];
+};
 
 struct KernelTable {
   QuantizeFn quantize;

@@ -11,6 +11,7 @@ const char* family_name(Family family) {
     case Family::reference: return "reference";
     case Family::dot: return "dot";
     case Family::popcount: return "popcount";
+    case Family::lut: return "lut";
     default: return "depthwise";
   }
 }
@@ -26,11 +27,14 @@ void SegmentKernel::build(int outputs, int columns, int64_t bytes_each,
   });
 }
 
-// Products a cycle on AVX-512: dot 64 whatever the widths, popcount 341 / (w_bits * a_bits).
+// Products a cycle on AVX-512: dot 64 whatever the widths, popcount 341 / (w_bits * a_bits), lut 193 / w_bits.
 std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Tier& tier) {
   const Tier& popcount = tier_with(tier, &KernelTable::popcount);
   if (popcount.table->popcount && weights.w_bits * weights.a_bits <= popcount.table->popcount->most_plane_pairs)
     return make_popcount(weights, popcount);
+  const Tier& lut = tier_with(tier, &KernelTable::lut);
+  if (lut.table->lut && weights.w_bits <= lut.table->lut->most_w_bits && weights.a_bits <= lut.table->lut->most_a_bits)
+    return make_lut(weights, lut);
   return make_dot(weights, tier_with(tier, &KernelTable::dot));
 }
 

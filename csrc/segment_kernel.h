@@ -16,7 +16,7 @@
 
 namespace soniq {
 
-enum class Family { reference, dot, popcount, depthwise };
+enum class Family { reference, dot, popcount, lut, depthwise };
 const char* family_name(Family family);
 
 // The weight codes of one segment and group: `outputs` rows of k codes.
@@ -71,6 +71,7 @@ class SegmentKernel {
 
 std::unique_ptr<SegmentKernel> make_dot(const CodeMatrix& weights, const Tier& tier);
 std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Tier& tier);
+std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Tier& tier);
 
 // The family whose ceiling is highest for these widths among those that `tier` or a tier below it has.
 std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Tier& tier);

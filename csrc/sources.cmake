@@ -11,6 +11,7 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/gemm.cpp
   ${SONIQ_CSRC}/dot.cpp
   ${SONIQ_CSRC}/popcount.cpp
+  ${SONIQ_CSRC}/lut.cpp
   ${SONIQ_CSRC}/conv2d.cpp
   ${SONIQ_CSRC}/quantize.cpp
   ${SONIQ_CSRC}/kernels/reference/table.cpp)

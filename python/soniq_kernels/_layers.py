@@ -21,7 +21,7 @@ class Explanation:
     """Which kernel runs, and why.
 
     Attributes:
-        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "depthwise" or
+        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "lut", "depthwise" or
         "reference". kernel: "isa.family.variant". Two segments of different kernels are joined by " + ". tile: (rows, columns) of the inner loop. panel_bytes: of the built weights.
         threads: at most this many. reason: one sentence.
     """
@@ -57,6 +57,7 @@ _WHY = {
     "reference": "the reference tier was asked for: plain loops, the definition of right",
     "dot": "weights unpacked to bytes and multiplied by byte dot products, which serves every pair of widths",
     "popcount": "few planes on both sides, so bit planes are multiplied by AND and counted",
+    "lut": "few weight planes, so four weight bits at a time look up exact sums of activations",
     "depthwise": "one output per input channel, so lanes are channels",
 }
 

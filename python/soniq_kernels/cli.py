@@ -54,13 +54,10 @@ def info(as_json: AsJson = False) -> None:
     console = _console()
     console.print(f"[bold]soniq_kernels {facts['versions']['soniq_kernels']}[/] on {facts['cpu']['name']}")
     console.print(f"threads: {facts['threads']} (processors this process may use: {facts['cpu']['usable']})")
-    table = Table("tier", "usable", "kernels")
-    below = ""
+    table = Table("tier", "usable", "kernels of its own; the tier above serves the rest")
     for tier in facts["tiers"]:
         name = f"[bold]{tier['name']} (active)[/]" if tier["active"] else tier["name"]
-        kernels = _kernels_in_words(tier["kernels"]) or f"those of {below}"
-        table.add_row(name, "yes" if tier["usable"] else "no", kernels if tier["usable"] else "")
-        below = tier["name"]
+        table.add_row(name, "yes" if tier["usable"] else "no", _kernels_in_words(tier["kernels"]))
     console.print(table)
     console.print("versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
 

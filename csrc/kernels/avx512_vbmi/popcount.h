@@ -18,7 +18,7 @@ namespace soniq {
 namespace {
 
 struct Avx512Popcount {
-  static constexpr int kLanes = 8, kVectors = 4, kRows = 6, kMostPlanePairs = 4;
+  static constexpr int kLanes = 8, kVectors = 4, kRows = 6, kMostPlanePairs = 2;
 };
 
 // vptestmb makes a plane of 64 codes one mask register: one load, then a test and a store for each plane.
@@ -75,8 +75,6 @@ constexpr PopcountFamily popcount_family_avx512(std::integer_sequence<int, Rows.
   family.most_plane_pairs = Avx512Popcount::kMostPlanePairs;
   family.planes[1] = planes_avx512<1>;
   family.planes[2] = planes_avx512<2>;
-  family.planes[3] = planes_avx512<3>;
-  family.planes[4] = planes_avx512<4>;
   ((family.tile[Rows + 1] = popcount_tile_avx512<Rows + 1>), ...);
   return family;
 }
