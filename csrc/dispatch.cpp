@@ -74,8 +74,10 @@ void count_popcount(const Tier& tier, const PopcountFamily& popcount, Counts& co
 void count_lut(const Tier& tier, const LutFamily& lut, Counts& counts) {
   const std::string prefix = std::string(tier.name) + ".lut.";
   counts[prefix + "tables"] = tier.counters.tables;
-  for (int rows = 1; rows <= lut.tile_rows; ++rows)
-    counts[prefix + lut.name + ".tile" + std::to_string(rows)] = tier.counters.lut_tile[rows];
+  for (int bits = 1; bits <= kMaxLutBits; ++bits)
+    for (int rows = 1; rows <= lut.tile_rows && lut.tile[bits][rows]; ++rows)
+      counts[prefix + lut.name + ".a" + std::to_string(bits) + ".tile" + std::to_string(rows)] =
+          tier.counters.lut_tile[bits][rows];
 }
 
 }  // namespace

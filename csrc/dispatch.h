@@ -19,7 +19,8 @@ struct KernelCounters {
   std::array<Count, 9> unpack{};
   std::array<std::array<Count, kMaxTileRows + 1>, 3> tile{};
   std::array<Count, 9> planes{};
-  std::array<Count, kMaxTileRows + 1> popcount_tile{}, lut_tile{};
+  std::array<Count, kMaxTileRows + 1> popcount_tile{};
+  std::array<std::array<Count, kMaxTileRows + 1>, kMaxLutBits + 1> lut_tile{};
   Count tables{0};
 };
 

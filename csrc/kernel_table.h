@@ -69,6 +69,7 @@ struct DotFamily {
   int lanes;                   // int32 lanes of a vector register
   int tile_rows;
   bool flips_8bit_weights;     // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
+  int rate;                    // products a cycle, to compare families with (csrc/README.md)
   int forms;                   // ways to multiply; which one is exact depends on the widths
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);
@@ -90,25 +91,26 @@ using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activatio
 struct PopcountFamily {
   const char* name;
   int columns, tile_rows;
-  int most_plane_pairs;        // w_bits * a_bits up to which this family's ceiling is above dot's
-  PlanesFn planes[9];          // by a_bits, 1..most_plane_pairs
+  int rate;                    // products a cycle of one pair of planes
+  PlanesFn planes[9];          // by a_bits; null where another family is always faster
   PopcountTileFn tile[kMaxTileRows + 1];
 };
 
 // ---- lut family: exact tables of activation sums, looked up by weight bits ---------------------------------------------
+constexpr int kMaxLutBits = 6;                 // of activations: a sum of four codes must fit a byte
 constexpr int kTableStride = 4 * kRowStride;  // bytes between two rows of tables: 4 bytes a code of a block
 // Codes of one row to tables: 128 bytes a unit of 32 codes.
 using TablesFn = void (*)(const uint8_t* codes, int units, uint8_t* tables);
-// sums += (one plane of the weights x the activations) << shift: weights [unit][column][4] bytes.
+// sums += (one plane of the weights x the activations) << shift.
 using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift);
 
 struct LutFamily {
   const char* name;
   int columns, tile_rows;
-  int most_w_bits;  // up to which this family's ceiling is above dot's
-  int most_a_bits;  // up to which a sum of four codes fits a byte
+  int rate;                        // products a cycle of one weight plane
+  int column_stride, group_stride;  // of a panel's bytes: weights [unit][...], 4 groups x columns bytes a unit
   TablesFn tables;
-  LutTileFn tile[kMaxTileRows + 1];
+  LutTileFn tile[kMaxLutBits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
 };
 
 struct KernelTable {

@@ -27,15 +27,21 @@ void SegmentKernel::build(int outputs, int columns, int64_t bytes_each,
   });
 }
 
-// Products a cycle on AVX-512: dot 64 whatever the widths, popcount 341 / (w_bits * a_bits), lut 193 / w_bits.
+// The highest ceiling in products a cycle wins: dot has one rate for all widths, popcount pays for every pair of planes,
+// lut for every weight plane.
 std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Tier& tier) {
+  const int w = weights.w_bits, a = weights.a_bits;
+  const Tier& dot = tier_with(tier, &KernelTable::dot);
   const Tier& popcount = tier_with(tier, &KernelTable::popcount);
-  if (popcount.table->popcount && weights.w_bits * weights.a_bits <= popcount.table->popcount->most_plane_pairs)
-    return make_popcount(weights, popcount);
   const Tier& lut = tier_with(tier, &KernelTable::lut);
-  if (lut.table->lut && weights.w_bits <= lut.table->lut->most_w_bits && weights.a_bits <= lut.table->lut->most_a_bits)
-    return make_lut(weights, lut);
-  return make_dot(weights, tier_with(tier, &KernelTable::dot));
+  const bool counts = popcount.table->popcount && popcount.table->popcount->planes[a];
+  const int dot_rate = dot.table->dot->rate;
+  const int popcount_rate = counts ? popcount.table->popcount->rate / (w * a) : 0;
+  const bool looks_up = lut.table->lut && a <= kMaxLutBits && lut.table->lut->tile[a][1];
+  const int lut_rate = looks_up ? lut.table->lut->rate / w : 0;
+  if (popcount_rate > std::max(dot_rate, lut_rate)) return make_popcount(weights, popcount);
+  if (lut_rate > dot_rate) return make_lut(weights, lut);
+  return make_dot(weights, dot);
 }
 
 namespace {

@@ -121,6 +121,7 @@ constexpr DotFamily dot_family(std::integer_sequence<int, Forms...>) {
   family.lanes = V::kLanes;
   family.tile_rows = V::kRows;
   family.flips_8bit_weights = V::kFlips8BitWeights;
+  family.rate = V::kRate;
   family.forms = V::kForms;
   family.form = V::form;
   family.form_name = V::form_name;

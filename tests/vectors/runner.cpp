@@ -394,6 +394,8 @@ std::set<std::string> serving_slots(const std::vector<const Tier*>& tiers) {
     add("epilogue", tier_with(*t, &KernelTable::epilogue));
     add("depthwise", tier_with(*t, &KernelTable::depthwise));
     add("dot", tier_with(*t, &KernelTable::dot));
+    add("popcount", tier_with(*t, &KernelTable::popcount));
+    add("lut", tier_with(*t, &KernelTable::lut));
   }
   return slots;
 }

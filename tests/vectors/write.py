@@ -227,7 +227,9 @@ def sums_layout(channels: int, w_bits: int, a_bits: int) -> Layout:
     return oracle.uniform(channels, Grid("unsigned", w_bits), Grid("unsigned", a_bits))
 
 
-def random_layer(out: Writer, name: str, rng, layout: Layout, outputs: int, conv: Conv, groups: int = 1, **more) -> None:
+def random_layer(
+    out: Writer, name: str, rng, layout: Layout, outputs: int, conv: Conv, groups: int = 1, **more
+) -> None:
     """A layer case of random operands."""
     x, w = operands(rng, conv, outputs, layout, groups)
     write_layer(out, name, x, w, layout, conv, acc=integers(x, w, layout, conv), **more)
@@ -262,6 +264,15 @@ def write_two_segments(out: Writer) -> None:
                 random_layer(out, f"two segments {bits}, {own} of K {k}", rng, layout, n, Conv(batch=m))
 
 
+def write_blocks(out: Writer) -> None:
+    """More rows than one block of gathered rows takes: because there are many, and because K is long."""
+    pairs = ((Grid("unsigned", 2), Grid("unsigned", 4)), (Grid("unsigned", 7), Grid("unsigned", 8)))
+    rng = np.random.default_rng(2)
+    for m, n, k in [(401, 33, 40), (61, 9, 20_000)]:
+        layout = Layout(tuple(int(s) for s in rng.integers(0, 2, k)), pairs)
+        random_layer(out, f"blocks, M {m}, K {k}", rng, layout, n, Conv(batch=m), batches=[m])
+
+
 def extreme_codes(rows: int, k: int, grid: Grid) -> np.ndarray:
     """Rows of all-max and all-min codes in turn."""
     codes = np.zeros((rows, 1, 1, k), np.uint8)
@@ -274,7 +285,7 @@ def write_extremes(out: Writer) -> None:
     for w_bits, a_bits in WIDTHS:
         for kind in ("unsigned", "bipolar"):
             w_grid, a_grid = Grid(kind, w_bits), Grid(kind, a_bits)
-            k = min(oracle.largest_k(w_grid, a_grid), 33_333)
+            k = min(oracle.largest_k(w_grid, a_grid), 70_001)
             x, w = extreme_codes(3, k, a_grid), extreme_codes(2, k, w_grid)
             acc = k * oracle.matmul(x[..., :1], w[:, 0, 0, :1], oracle.uniform(1, w_grid, a_grid))
             layout = oracle.uniform(k, w_grid, a_grid)
@@ -561,6 +572,7 @@ def write_finite(out: Writer) -> None:
 PARTS = [
     write_sums,
     write_two_segments,
+    write_blocks,
     write_extremes,
     write_extremes_of_two_segments,
     write_grids,

@@ -1,6 +1,6 @@
 // dot on AVX2. Goal: exact products of every pair of widths at the rate of the cheapest exact form.
 //
-//   tile 4 rows x 2 registers of 8 outputs
+//   tile 2 rows x 4 registers of 8 outputs: 32 columns, as the lut family has
 //   form         exact while                               a step of 4 codes and register
 //   activations  2 * (2^a - 1) * (2^w - 1) <= 32767, w <= 7  vpmaddubsw + vpmaddwd + vpaddd: 32 MAC
 //   weights      the same bound, a <= 7                      the same, operands swapped
@@ -20,7 +20,8 @@ namespace {
 struct Avx2Dot {
   using Bytes = __m256i;
   using Sums = __m256i;
-  static constexpr int kLanes = 8, kVectors = 2, kSteps = 1, kRows = 4, kForms = 3;
+  static constexpr int kLanes = 8, kVectors = 4, kSteps = 1, kRows = 2, kForms = 3;
+  static constexpr int kRate = 32;
   static constexpr bool kFlips8BitWeights = false;
   static constexpr int kUnsignedActivations = 0, kUnsignedWeights = 1, kWords = 2;
 

@@ -1,4 +1,5 @@
 #include "kernels/avx2/dot.h"
+#include "kernels/avx2/lut.h"
 #include "kernels/elementwise.h"
 
 namespace soniq {
@@ -6,6 +7,6 @@ namespace soniq {
 extern const KernelTable avx2_table;
 const KernelTable avx2_table = {
     quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise, &kDotFamily<Avx2Dot>,
-    /*popcount=*/nullptr, /*lut=*/nullptr};
+    /*popcount=*/nullptr, &kAvx2Lut};
 
 }  // namespace soniq

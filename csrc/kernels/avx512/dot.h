@@ -19,6 +19,7 @@ struct Avx512Dot {
   using Bytes = __m512i;
   using Sums = __m512i;
   static constexpr int kLanes = 16, kVectors = 2, kSteps = 1, kRows = 12, kForms = 1;
+  static constexpr int kRate = 64;
   static constexpr bool kFlips8BitWeights = true;
 
   static int form(int, int) { return 0; }

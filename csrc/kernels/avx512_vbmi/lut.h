@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "kernels/dot_loop.h"
+#include "kernels/lut_tables.h"
 
 namespace soniq {
 namespace {
@@ -26,14 +27,13 @@ constexpr int kLutRows = 10, kLutVectors = 2;
 void tables_vbmi(const uint8_t* codes, int units, uint8_t* tables) {
   const __m512i lanes_u8x64 = _mm512_set_epi64(0x0c0c0c0c0c0c0c0c, 0x0c0c0c0c0c0c0c0c, 0x0808080808080808, 0x0808080808080808,
                                                0x0404040404040404, 0x0404040404040404, 0, 0);
-  constexpr uint64_t has_bit[4] = {0xaaaaaaaaaaaaaaaa, 0xcccccccccccccccc, 0xf0f0f0f0f0f0f0f0, 0xff00ff00ff00ff00};
   for (int half = 0; half < 2 * units; ++half) {
     const __m512i codes_u8x64 =
         _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + half * 16)));
     __m512i sums_u8x64 = _mm512_setzero_si512();
     repeat<4>([&](auto i) {
       const __m512i code = _mm512_add_epi8(lanes_u8x64, _mm512_set1_epi8(i));
-      sums_u8x64 = _mm512_add_epi8(sums_u8x64, _mm512_maskz_shuffle_epi8(has_bit[i], codes_u8x64, code));
+      sums_u8x64 = _mm512_add_epi8(sums_u8x64, _mm512_maskz_shuffle_epi8(kHasBit[i] * 0x0001000100010001u, codes_u8x64, code));
     });
     _mm512_storeu_si512(tables + half * 64, sums_u8x64);
   }
@@ -86,10 +86,12 @@ constexpr LutFamily lut_family_vbmi(std::integer_sequence<int, Rows...>) {
   family.name = "vpermb";
   family.columns = 16 * kLutVectors;
   family.tile_rows = kLutRows;
-  family.most_w_bits = 2;
-  family.most_a_bits = 6;
+  family.rate = 193;
+  family.column_stride = 4;
+  family.group_stride = 1;
   family.tables = tables_vbmi;
-  ((family.tile[Rows + 1] = lut_tile_vbmi<Rows + 1>), ...);
+  for (int a_bits = 2; a_bits <= kMaxLutBits; ++a_bits)  // sums go straight to 32 bits: one kernel; 1 bit is popcount's
+    ((family.tile[a_bits][Rows + 1] = lut_tile_vbmi<Rows + 1>), ...);
   return family;
 }
 

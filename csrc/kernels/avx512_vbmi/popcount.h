@@ -18,7 +18,7 @@ namespace soniq {
 namespace {
 
 struct Avx512Popcount {
-  static constexpr int kLanes = 8, kVectors = 4, kRows = 6, kMostPlanePairs = 2;
+  static constexpr int kLanes = 8, kVectors = 4, kRows = 6, kRate = 341;
 };
 
 // vptestmb makes a plane of 64 codes one mask register: one load, then a test and a store for each plane.
@@ -72,9 +72,8 @@ constexpr PopcountFamily popcount_family_avx512(std::integer_sequence<int, Rows.
   family.name = "vpopcntq";
   family.columns = Avx512Popcount::kLanes * Avx512Popcount::kVectors;
   family.tile_rows = Avx512Popcount::kRows;
-  family.most_plane_pairs = Avx512Popcount::kMostPlanePairs;
+  family.rate = Avx512Popcount::kRate;
   family.planes[1] = planes_avx512<1>;
-  family.planes[2] = planes_avx512<2>;
   ((family.tile[Rows + 1] = popcount_tile_avx512<Rows + 1>), ...);
   return family;
 }

@@ -24,6 +24,7 @@ namespace {
 
 struct NeonDotprodDot : NeonVocabulary {
   static constexpr int kVectors = 2, kSteps = 4, kRows = 8, kForms = 1;
+  static constexpr int kRate = 32;
   static constexpr bool kFlips8BitWeights = false;
 
   static int form(int, int) { return 0; }
