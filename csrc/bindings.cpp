@@ -102,6 +102,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernel_counts", &kernel_counts, "kernel name -> runs in this process, for every usable tier");
   m.def("get_num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);
+  m.def("set_work_per_thread", &set_work_per_thread, "Of a call, in products; tests set 1, so that small cases are split");
 
   py::class_<Geometry> geometry(m, "Geometry");
   geometry.def(py::init<>());

@@ -144,7 +144,8 @@ std::shared_ptr<const BorderTable> Layer::border(const Geometry& g) const {
 void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
   const LayerShape& shape = layer.shape();
   const Tier& tier = layer.kernel_tier();
-  const int threads = int(std::min<int64_t>(num_threads(), geometry.rows()));
+  constexpr int64_t kLevelWork = 8;  // a product of levels takes the time of so many of bytes
+  const int threads = threads_for(geometry.rows() * shape.products_per_row() * kLevelWork, geometry.rows());
   std::vector<int> original(shape.channels);  // stored position -> output; groups are single channels
   for (const Segment& s : shape.segments)
     for (int c = 0; c < shape.channels; ++c)

@@ -49,6 +49,7 @@ struct LayerShape {
 
   int taps() const { return kernel_h * kernel_w; }
   int group_outputs() const { return outputs / groups; }
+  int64_t products_per_row() const { return int64_t(outputs) * taps() * (channels / groups); }
   // E of the contract: the unit 2^E of the integer result.
   int exponent() const {
     int lowest = segments[0].exponent();

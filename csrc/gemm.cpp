@@ -107,7 +107,7 @@ void run_panels(const Layer& layer, const uint8_t* codes, const Geometry& geomet
   const int64_t panels = int64_t(layer.shape().groups) * div_up(layer.shape().group_outputs(), columns);
   const int64_t row_tiles = (rows + unit - 1) / unit;
   const bool by_rows = row_tiles > panels;
-  const int threads = int(std::min<int64_t>(num_threads(), std::max(row_tiles, panels)));
+  const int threads = threads_for(rows * layer.shape().products_per_row(), std::max(row_tiles, panels));
   parallel(threads, [&](int share, int shares) {
     const Range my_rows = by_rows ? share_of(rows, unit, share, shares) : Range{0, rows};
     const Range my_panels = by_rows ? Range{0, panels} : share_of(panels, 1, share, shares);

@@ -8,17 +8,13 @@
 namespace soniq {
 namespace {
 
-constexpr int64_t kGrain = 1 << 14;  // floats a thread must have before it is worth waking
-
-int threads_for(int64_t floats, int64_t shares) {
-  return int(std::max<int64_t>(1, std::min({int64_t(num_threads()), shares, floats / kGrain})));
-}
+constexpr int64_t kFloatWork = 64;  // of reading and converting a float, in products (threads.h)
 
 // One segment in the original order: rows that share a scale are one run of floats, however short the rows are.
 void quantize_runs(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
   const int64_t total = task.rows * task.channels, run = task.channels * std::min(task.rows_per_scale, task.rows);
   const SegmentQuantizer& s = task.segments[0];
-  parallel(threads_for(total, total), [&](int share, int shares) {
+  parallel(threads_for(total * kFloatWork, total), [&](int share, int shares) {
     const Range mine = share_of(total, 64, share, shares);
     for (int64_t at = mine.begin, end; at < mine.end; at = end) {
       end = std::min(mine.end, (at / run + 1) * run);
@@ -29,7 +25,7 @@ void quantize_runs(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
 
 void quantize_rows(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
   const int channels = task.channels;
-  parallel(threads_for(task.rows * channels, task.rows), [&](int share, int shares) {
+  parallel(threads_for(task.rows * channels * kFloatWork, task.rows), [&](int share, int shares) {
     const Range mine = share_of(task.rows, 1, share, shares);
     std::vector<float> stored(channels);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
@@ -59,7 +55,7 @@ void quantize(const Tier& asked, const QuantizeTask& task, uint8_t* codes) {
 void dynamic_scales(const Tier& asked, const float* x, int64_t groups, int64_t group_size, float factor,
                     float* scales) {
   const Tier& tier = tier_with(asked, &KernelTable::abs_max);
-  parallel(threads_for(groups * group_size, groups), [&](int share, int shares) {
+  parallel(threads_for(groups * group_size * kFloatWork, groups), [&](int share, int shares) {
     const Range mine = share_of(groups, 1, share, shares);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
       const float scale = tier.table->abs_max(x + i * group_size, group_size) * factor;
@@ -72,7 +68,7 @@ void dynamic_scales(const Tier& asked, const float* x, int64_t groups, int64_t g
 bool all_finite(const Tier& asked, const float* x, int64_t count) {
   const Tier& tier = tier_with(asked, &KernelTable::all_finite);
   std::atomic<bool> finite{true};
-  const int threads = threads_for(count, count);
+  const int threads = threads_for(count * kFloatWork, count);
   parallel(threads, [&](int share, int shares) {
     const Range mine = share_of(count, 1, share, shares);
     if (!tier.table->all_finite(x + mine.begin, mine.end - mine.begin)) finite = false;

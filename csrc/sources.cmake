@@ -18,10 +18,12 @@ add_library(soniq_core STATIC
 target_include_directories(soniq_core PUBLIC ${SONIQ_CSRC})
 target_link_libraries(soniq_core PUBLIC OpenMP::OpenMP_CXX)
 
+set(SONIQ_OPTIMIZE -O3 CACHE STRING "How the core is optimized; builds with sanitizers take less time with -O1")
+
 # -ffp-contract=off: the float32 epilogue rounds every step; a fused multiply-add would change bits.
 # -fno-trapping-math: nobody reads the exception flags, and GCC vectorises selects only with it.
 target_compile_options(soniq_core PRIVATE
-  -O3 -ffp-contract=off -fno-trapping-math -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi)
+  ${SONIQ_OPTIMIZE} -ffp-contract=off -fno-trapping-math -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi)
 
 # What GCC 12 does to vector sums carried around a loop: on x86 it gives them a second register and spills half of them (89
 # moves for 24 products in the inner loop of dot on avx512, half the speed), and not coalescing variables gives them one (no

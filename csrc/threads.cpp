@@ -19,6 +19,7 @@ namespace soniq {
 namespace {
 
 std::atomic<bool> in_forked_child{false};
+std::atomic<int64_t> work_per_thread{1 << 20};
 
 // A container's CPU quota in whole cores (cgroup v2); 0 where there is none.
 int cgroup_cores() {
@@ -74,6 +75,11 @@ void set_control(uint64_t) {}
 
 int num_threads() { return in_forked_child ? 1 : thread_count().load(); }
 void set_num_threads(int n) { thread_count() = n; }
+
+int threads_for(int64_t work, int64_t most) {
+  return int(std::max<int64_t>(1, std::min({int64_t(num_threads()), most, work / work_per_thread})));
+}
+void set_work_per_thread(int64_t work) { work_per_thread = work; }
 
 ContractFloatEnvironment::ContractFloatEnvironment() : saved_(control()) { set_control(saved_ & ~uint64_t(kClear)); }
 ContractFloatEnvironment::~ContractFloatEnvironment() { set_control(saved_); }

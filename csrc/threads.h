@@ -8,6 +8,11 @@ namespace soniq {
 int num_threads();           // 1 in a forked child: libgomp's pool does not survive a fork
 void set_num_threads(int n);  // n >= 1
 
+// How many threads `work` is worth: waking one costs microseconds. Work counts products of the fastest loop, about
+// 200 to 1000 a nanosecond; slower loops count each step for more.
+int threads_for(int64_t work, int64_t most);
+void set_work_per_thread(int64_t work);  // tests set 1, so that small cases are split too
+
 // Round to nearest even with denormals kept, whatever the caller had set; restored at the end of the scope.
 // The epilogue's bits are part of the contract, and torch.set_flush_denormal(True) must not change them.
 class ContractFloatEnvironment {

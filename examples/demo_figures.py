@@ -84,7 +84,9 @@ def _draw_accuracy(axes, entries: Sequence[Entry]) -> None:
     for family, color, marker in (("uniform", "tab:blue", "o"), ("SONIQ", "tab:red", "s")):
         mine = sorted((e for e in entries if e.family == family), key=lambda e: e.inner_bits)
         axes.errorbar([e.inner_bits for e in mine], [e.accuracy for e in mine], yerr=[e.spread for e in mine],
-                      color=color, marker=marker, capsize=3, label=family)  # fmt: skip
+                      color=color, marker=marker, linestyle="none", capsize=3, label=family)  # fmt: skip
+        for e in mine:
+            axes.annotate(e.name.split()[1], (e.inner_bits, e.accuracy), xytext=(6, 4), textcoords="offset points")
     seeds = len(entries[0].accuracies)
     axes.set(xlabel="average bits of the inner layers", ylabel=f"test accuracy, %, {seeds} seed{'s' * (seeds > 1)}")
     axes.grid(alpha=0.3)

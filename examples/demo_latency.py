@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-FUSED = [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]  # convolution, batch norm, ReLU
+FUSED = [[f"conv{i}", f"norm{i}", f"relu{i}"] for i in (1, 2, 3)]
 
 
 def fused_float32(model: nn.Module) -> nn.Module:

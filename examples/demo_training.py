@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,33 +19,39 @@ Tick = Callable[[], None]  # called once an epoch
 
 @dataclass(frozen=True)
 class Schedule:
-    """Epochs of each part. A uniform network gets as many as one with two precisions: noise + exact, then folded."""
+    """Epochs of each part. A uniform network gets as many as one with two precisions: noise + exact, then folded.
+
+    threads: the most that training may use. Tiny layers lose more by waiting for a second thread than they gain.
+    """
 
     float32: int
     noise: int
     exact: int
     folded: int
     batch: int
+    threads: int
+
+    def quick(self) -> Schedule:
+        """One epoch of each part: to see that everything runs."""
+        return replace(self, float32=1, noise=1, exact=1, folded=1)
 
     @property
     def quantized(self) -> int:
         return self.noise + self.exact + self.folded
 
 
-SCHEDULES = {"digits": Schedule(12, 8, 8, 2, batch=64), "Fashion-MNIST": Schedule(4, 1, 1, 1, batch=128)}
+SCHEDULES = {"digits": Schedule(12, 7, 7, 2, batch=64, threads=1), "Fashion-MNIST": Schedule(4, 1, 1, 1, batch=128, threads=2)}
 
 
 def network(size: int) -> nn.Sequential:
     """A small CNN, 32-64-64 channels, for grey images of `size` x `size` pixels."""
     first_stride = 1 if size < 16 else 2
-    return nn.Sequential(
-        *_block(1, 32, first_stride), *_block(32, 64, 2), *_block(64, 64, 1),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 10),
-    )  # fmt: skip
-
-
-def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    parts: dict[str, nn.Module] = {}
+    for i, (inputs, outputs, stride) in enumerate([(1, 32, first_stride), (32, 64, 2), (64, 64, 1)], start=1):
+        parts[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        parts[f"norm{i}"] = nn.BatchNorm2d(outputs)
+        parts[f"relu{i}"] = nn.ReLU()
+    return nn.Sequential(OrderedDict(parts, pool=nn.AdaptiveAvgPool2d(2), flatten=nn.Flatten(), linear=nn.Linear(256, 10)))
 
 
 def train_float32(data: Images, plan: Schedule, tick: Tick) -> nn.Module:

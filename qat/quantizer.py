@@ -68,8 +68,8 @@ def _affine(x: Tensor, scale: Tensor, numerator: Tensor, z: Tensor) -> Tensor:
 
 
 def _truncated(t: Tensor, cmax: Tensor) -> Tensor:
-    """Codes of x * r + z, in place where it can be. NaN gives code 0."""
-    return torch.minimum(t.clamp_(min=0), cmax).trunc_().nan_to_num_(nan=0.0)
+    """Codes of x * r + z, in place where it can be; nothing is negative, so floor truncates. NaN gives code 0."""
+    return torch.minimum(t.clamp_(min=0), cmax).floor_().nan_to_num_(nan=0.0)
 
 
 @torch.library.custom_op("soniq::fake_quantize", mutates_args=())

@@ -18,6 +18,15 @@ from soniq_kernels.qat.budget import average_bits, learned_layers
 BATCH = 64
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Layers this small gain little from a second thread, and lose much where another process has the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def digits():
     """(training images, labels, test images, labels): a fixed random fifth is the test."""

@@ -23,9 +23,13 @@ def runner(tmp_path_factory):
     trial = harness.run([harness.tool("g++"), *FLAGS.split(), source, "-o", source.with_suffix("")])
     if trial.returncode != 0:
         pytest.skip("g++ cannot link libasan and libubsan, which Debian ships with libgcc-<version>-dev")
-    compiler = f"-DCMAKE_CXX_COMPILER={harness.tool('g++')}"
-    # The core asks for -O3 itself; only the runner is built in less time.
-    return harness.build("sanitizers", compiler, f"-DCMAKE_CXX_FLAGS={FLAGS}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    options = {
+        "CMAKE_CXX_COMPILER": harness.tool("g++"),
+        "CMAKE_CXX_FLAGS": FLAGS,
+        "CMAKE_CXX_FLAGS_RELEASE": "-O1",
+        "SONIQ_OPTIMIZE": "-O1",
+    }
+    return harness.build("sanitizers", *(f"-D{name}={value}" for name, value in options.items()))
 
 
 @pytest.mark.parametrize("name", isa.available())

@@ -15,7 +15,7 @@ import cases
 import oracle
 import soniq_kernels
 from oracle import Epilogue, Grid, Layout
-from soniq_kernels import conv, gemm, packing
+from soniq_kernels import _core, conv, gemm, packing
 
 F32 = np.float32
 PAIRS = ((Grid("bipolar", 1), Grid("bipolar", 3)), (Grid("bipolar", 4), Grid("unsigned", 6)))
@@ -23,9 +23,11 @@ PAIRS = ((Grid("bipolar", 1), Grid("bipolar", 3)), (Grid("bipolar", 4), Grid("un
 
 @pytest.fixture(autouse=True)
 def same_threads_afterwards():
-    """Leave the thread count as it was."""
+    """Split even the smallest call, and leave the thread count as it was."""
     before = soniq_kernels.get_num_threads()
+    _core.set_work_per_thread(1)
     yield
+    _core.set_work_per_thread(2**20)
     soniq_kernels.set_num_threads(before)
 
 
@@ -127,6 +129,7 @@ def run_script(body: str) -> None:
 
 
 FORK = """
+soniq_kernels._core.set_work_per_thread(1)
 soniq_kernels.set_num_threads(4)
 check()
 warnings.simplefilter("ignore")  # Python warns of forks in processes with threads, which is what is tested
@@ -156,6 +159,7 @@ FLUSHED = """
 import torch
 torch.set_flush_denormal(True)
 assert (torch.tensor([1e-42]) * 1).item() == 0
+soniq_kernels._core.set_work_per_thread(1)
 for threads in (1, 2, 4):
     soniq_kernels.set_num_threads(threads)
     check()

@@ -90,6 +90,10 @@ class Reader {
 // ---- comparison --------------------------------------------------------------------------------------------------------
 struct Count {
   int cases = 0, failed = 0;
+  void operator+=(const Count& other) {
+    cases += other.cases;
+    failed += other.failed;
+  }
 };
 
 class Report {
@@ -331,6 +335,99 @@ void check_quantize(const QuantizeCase& c, const Tier& tier, Report& report) {
   codes.compare(c.codes, "codes", report);
 }
 
+// ---- single kernels ------------------------------------------------------------------------------------------------------
+// The drivers' buffers are longer than a tile needs, so a kernel that reads or writes past its operands would not show in
+// the cases. Here the buffers are exact: guards see what is written, AddressSanitizer also what is read.
+class Random {
+ public:
+  uint32_t next() { return uint32_t((state_ = state_ * 6364136223846793005u + 1442695040888963407u) >> 32); }
+  Bytes codes(size_t size, int bits) {  // every fourth is the largest
+    Bytes values(size);
+    for (uint8_t& v : values) v = uint8_t(next() % 4 == 0 ? (1u << bits) - 1 : next() % (1u << bits));
+    return values;
+  }
+
+ private:
+  uint64_t state_ = 1;
+};
+
+// The widths with the largest products that a form is exact for; flipped weights would be another operand.
+std::pair<int, int> widest(const DotFamily& dot, int form) {
+  std::pair<int, int> best(0, 0);
+  const auto product = [](std::pair<int, int> bits) { return ((1 << bits.first) - 1) * ((1 << bits.second) - 1); };
+  for (int w = 1; w <= (dot.flips_8bit_weights ? 7 : 8); ++w)
+    for (int a = 1; a <= 8; ++a)
+      if (dot.form(w, a) == form && product({w, a}) > product(best)) best = {w, a};
+  return best;
+}
+
+void check_tile(const DotFamily& dot, int form, int rows, Random& random, Report& report) {
+  const auto [w_bits, a_bits] = widest(dot, form);
+  const int columns = dot.columns, k = 3 * kUnit, shift = 2;
+  const Bytes w = random.codes(size_t(columns) * k, w_bits);
+  const Bytes a = random.codes(size_t(rows - 1) * kRowStride + k, a_bits);
+  Guarded<int32_t> sums(size_t(rows) * columns);
+  Ints expected(size_t(rows) * columns);
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < columns; ++column) {
+      uint32_t sum = 0;
+      for (int i = 0; i < k; ++i)  // [k / 4][column][k % 4]
+        sum += uint32_t(w[(i / 4 * columns + column) * 4 + i % 4]) * a[row * kRowStride + i];
+      const uint32_t before = random.next();
+      sums.data()[row * columns + column] = int32_t(before);
+      expected[row * columns + column] = int32_t(before + (sum << shift));
+    }
+  dot.tile[form][rows](w.data(), a.data(), k, reinterpret_cast<uint32_t*>(sums.data()), shift);
+  sums.compare(expected, "sums", report);
+}
+
+// One byte of an unpacked unit: fields of 4, 2 and 1 bits, high to low; a field of f bits of 8 rows shares f rows.
+uint8_t unpacked(const uint8_t* unit, int bits, int row_bytes, int row, int byte) {
+  int code = 0, position = bits;
+  for (int field = 4; field >= 1; field /= 2) {
+    if (!(bits & field)) continue;
+    position -= field;
+    const int shared = unit[row % field * row_bytes + byte] >> (row / field * field);
+    code |= (shared & ((1 << field) - 1)) << position;
+    unit += field * row_bytes;
+  }
+  return uint8_t(code);
+}
+
+void check_unpack(const DotFamily& dot, int bits, Random& random, Report& report) {
+  const int units = 3, row_bytes = dot.columns * 4;
+  const Bytes panel = random.codes(size_t(units) * bits * row_bytes, 8);
+  Guarded<uint8_t> bytes(size_t(units) * 8 * row_bytes);
+  Bytes expected;
+  for (int unit = 0; unit < units; ++unit)
+    for (int row = 0; row < 8; ++row)
+      for (int byte = 0; byte < row_bytes; ++byte)
+        expected.push_back(unpacked(panel.data() + unit * bits * row_bytes, bits, row_bytes, row, byte));
+  dot.unpack[bits](panel.data(), units, bytes.data());
+  bytes.compare(expected, "bytes", report);
+}
+
+// The kernels of the tier's own table.
+Count check_kernels(const Tier& tier, Report& report) {
+  Count count;
+  if (!tier.table->dot) return count;
+  const DotFamily& dot = *tier.table->dot;
+  Random random;
+  for (int form = 0; form < dot.forms; ++form)
+    for (int rows = 1; rows <= dot.tile_rows; ++rows) {
+      report.begin(std::string(dot.form_name(form)) + " tile of " + std::to_string(rows) + " rows", tier);
+      check_tile(dot, form, rows, random, report);
+      count += report.end();
+    }
+  for (int bits = 1; bits <= 8; ++bits) {
+    if (!dot.unpack[bits]) continue;
+    report.begin("unpack " + std::to_string(bits) + " bits", tier);
+    check_unpack(dot, bits, random, report);
+    count += report.end();
+  }
+  return count;
+}
+
 // ---- all kinds, all tiers ------------------------------------------------------------------------------------------------
 using Check = std::function<void(const Tier&, Report&)>;
 
@@ -366,17 +463,16 @@ Check read_check(Reader& in, Kind kind) {
 }
 
 std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers) {
-  std::vector<Count> counts(tiers.size());
+  std::vector<Count> counts;
   Report report;
+  for (const Tier* tier : tiers) counts.push_back(check_kernels(*tier, report));
   for (Kind kind = in.kind(); kind != kEnd; kind = in.kind()) {
     const std::string name = in.text();
     const Check check = read_check(in, kind);
     for (size_t i = 0; i < tiers.size(); ++i) {
       report.begin(name, *tiers[i]);
       check(*tiers[i], report);
-      const Count one = report.end();
-      counts[i].cases += one.cases;
-      counts[i].failed += one.failed;
+      counts[i] += report.end();
     }
   }
   return counts;
@@ -448,6 +544,7 @@ int run(const std::vector<std::string>& arguments) {
     throw std::runtime_error(
         "usage: soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--flush-denormals]");
   std::string names = "all";
+  set_work_per_thread(1);  // split even the smallest case
   for (size_t i = 1; i < arguments.size(); ++i) {
     const bool has_value = i + 1 < arguments.size();
     if (arguments[i] == "--tiers" && has_value)

@@ -114,7 +114,8 @@ std::vector<std::vector<const uint8_t*>> weight_rows(const Layer& layer) {
 void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
   const int outputs = layer.shape().outputs;
   const auto weights = weight_rows(layer);
-  const int threads = int(std::min<int64_t>(num_threads(), geometry.rows()));
+  constexpr int64_t kPlainWork = 256;  // a product in plain loops takes the time of so many in a kernel
+  const int threads = threads_for(geometry.rows() * layer.shape().products_per_row() * kPlainWork, geometry.rows());
   parallel(threads, [&](int share, int shares) {
     const Range mine = share_of(geometry.rows(), 1, share, shares);
     TileEpilogue epilogue(layer, output, geometry, nullptr);
