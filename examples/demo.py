@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import tempfile
 import time
@@ -26,8 +25,6 @@ from torch import nn
 import soniq_kernels
 from soniq_kernels import isa, qat
 
-UNIFORM = (1, 2, 3)
-MIXED = (((1, 4), 1.75), ((2, 4), 2.5))
 SHIPPED = "SONIQ 2+4 bits"
 IN_TABLE = ("FP32, torch", "INT8, torch", "uniform 2 bits", SHIPPED)
 BATCHES = (1, 256)
@@ -79,37 +76,36 @@ def _train_all(data: Images, options: argparse.Namespace, start: float) -> tuple
     """Rows of results over the seeds, and the ready-to-run networks of the first seed."""
     entries: dict[str, Entry] = {}
     models: dict[str, nn.Module] = {}
-    plan = training.SCHEDULES[data.name].quick() if options.quick else training.SCHEDULES[data.name]
-    torch.set_num_threads(min(plan.threads, len(os.sched_getaffinity(0))))
-    epochs = plan.float32 + (len(UNIFORM) + len(MIXED)) * plan.quantized
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} epochs"), TimeElapsedColumn()
+    recipe = training.RECIPES[data.name].quick() if options.quick else training.RECIPES[data.name]
+    torch.set_num_threads(1)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rounds"), TimeElapsedColumn()
     with Progress(*columns) as progress:
         for seed in range(options.seeds):
             elapsed = time.perf_counter() - start
             if seed and elapsed * (seed + 1) / seed > options.budget:
                 progress.console.print(f"{seed} of {options.seeds} seeds fit the budget of {options.budget:.0f} s")
                 break
-            task = progress.add_task(f"seed {seed}", total=epochs)
-            trained = _train_seed(seed, data, plan, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
+            task = progress.add_task(f"seed {seed}", total=recipe.rounds)
+            trained = _train_seed(seed, data, recipe, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
             for name, model in trained.items():
                 _record(entries, models, name, model, trained["FP32, torch"], data)
     return entries, models
 
 
-def _train_seed(seed: int, data: Images, plan, say, tick) -> dict[str, nn.Module]:
+def _train_seed(seed: int, data: Images, recipe, say, tick) -> dict[str, nn.Module]:
     """Every network of one seed, under the name of its row."""
     torch.manual_seed(seed)
     say(f"seed {seed}: FP32")
-    teacher = training.train_float32(data, plan, tick)
+    teacher = training.train_float32(data, recipe, tick)
     trained = {"FP32, torch": teacher, "INT8, torch": torch_int8(teacher, data.train_images[:256])}
-    for bits in UNIFORM:
+    for bits in recipe.uniform:
         name = f"uniform {bits} bit{'s' * (bits > 1)}"
         say(f"seed {seed}: {name}")
-        trained[name] = training.train_uniform(teacher, bits, data, plan, tick)
-    for palette, target in MIXED:
+        trained[name] = training.train_uniform(teacher, bits, data, recipe, tick)
+    for palette, target in recipe.mixed:
         name = f"SONIQ {palette[0]}+{palette[1]} bits"
         say(f"seed {seed}: {name}, average {target:g}")
-        trained[name] = training.train_mixed(teacher, palette, target, data, plan, tick)
+        trained[name] = training.train_mixed(teacher, palette, target, data, recipe, tick)
     say(f"seed {seed}: done")
     return trained
 

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from soniq_kernels import qat
 
-Tick = Callable[[], None]  # called once an epoch
+Tick = Callable[[], None]  # called once a round
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Epochs of each part. A uniform network gets as many as one with two precisions: noise + exact, then folded.
+class Recipe:
+    """What is trained, and for how many rounds: epochs, or parts of one where the data set is large.
 
-    threads: the most that training may use. Tiny layers lose more by waiting for a second thread than they gain.
+    Every quantized network gets as many rounds: one with two precisions `noise` + `exact` + `folded`, a uniform one the
+    same number without noise. Training uses one thread: layers this small gain little from a second one, and results
+    do not depend on the machine's number of cores.
     """
 
     float32: int
@@ -29,18 +31,25 @@ class Schedule:
     exact: int
     folded: int
     batch: int
-    threads: int
-
-    def quick(self) -> Schedule:
-        """One epoch of each part: to see that everything runs."""
-        return replace(self, float32=1, noise=1, exact=1, folded=1)
+    images: int  # of a round, drawn anew each time
+    uniform: tuple[int, ...]
+    mixed: tuple[tuple[tuple[int, int], float], ...]
 
     @property
-    def quantized(self) -> int:
-        return self.noise + self.exact + self.folded
+    def rounds(self) -> int:
+        """Rounds of one seed."""
+        quantized = self.noise + self.exact + self.folded
+        return self.float32 + quantized * (len(self.uniform) + len(self.mixed))
+
+    def quick(self) -> Recipe:
+        """One round of each part: to see that everything runs."""
+        return replace(self, float32=1, noise=1, exact=1, folded=1)
 
 
-SCHEDULES = {"digits": Schedule(12, 7, 7, 2, batch=64, threads=1), "Fashion-MNIST": Schedule(4, 1, 1, 1, batch=128, threads=2)}
+RECIPES = {
+    "digits": Recipe(12, 7, 7, 2, batch=64, images=1437, uniform=(1, 2, 3), mixed=(((1, 4), 1.75), ((2, 4), 2.5))),
+    "Fashion-MNIST": Recipe(8, 3, 3, 1, batch=128, images=20_000, uniform=(2,), mixed=(((2, 4), 2.5),)),
+}
 
 
 def network(size: int) -> nn.Sequential:
@@ -54,49 +63,50 @@ def network(size: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(parts, pool=nn.AdaptiveAvgPool2d(2), flatten=nn.Flatten(), linear=nn.Linear(256, 10)))
 
 
-def train_float32(data: Images, plan: Schedule, tick: Tick) -> nn.Module:
+def train_float32(data: Images, recipe: Recipe, tick: Tick) -> nn.Module:
     """A float network from scratch."""
     model = network(data.train_images.shape[-1])
-    _train(model, [{"params": list(model.parameters()), "lr": 5e-3}], data, plan.float32, plan.batch, tick)
+    _train(model, [{"params": list(model.parameters()), "lr": 5e-3}], data, recipe.float32, recipe, tick)
     return model.eval()
 
 
-def train_uniform(teacher: nn.Module, bits: int, data: Images, plan: Schedule, tick: Tick) -> nn.Module:
+def train_uniform(teacher: nn.Module, bits: int, data: Images, recipe: Recipe, tick: Tick) -> nn.Module:
     """Every channel of the inner layers at `bits`: the baseline. Starts from the float network and learns from it."""
     model = qat.prepare(copy.deepcopy(teacher), qat.Config.uniform(bits), data.train_images[:256])
-    return _fine_tune(qat.freeze(model), teacher, data, plan.noise + plan.exact, plan, tick)
+    return _fine_tune(qat.freeze(model), teacher, data, recipe.noise + recipe.exact, recipe, tick)
 
 
 def train_mixed(
-    teacher: nn.Module, palette: tuple[int, int], target: float, data: Images, plan: Schedule, tick: Tick
+    teacher: nn.Module, palette: tuple[int, int], target: float, data: Images, recipe: Recipe, tick: Tick
 ) -> nn.Module:
     """Every channel of the inner layers at one of two precisions, learned in the noise phase."""
     config = qat.Config(palette=palette, target_bits=target)
     model = qat.prepare(copy.deepcopy(teacher), config, data.train_images[:256])
     groups = qat.param_groups(model, lr=3e-3, bits_lr=2e-2)
-    _train(model, groups, data, plan.noise, plan.batch, tick, teacher, qat.bit_penalty)
-    return _fine_tune(qat.freeze(model), teacher, data, plan.exact, plan, tick)
+    _train(model, groups, data, recipe.noise, recipe, tick, teacher, qat.bit_penalty)
+    return _fine_tune(qat.freeze(model), teacher, data, recipe.exact, recipe, tick)
 
 
-def _fine_tune(model: nn.Module, teacher: nn.Module, data: Images, exact: int, plan: Schedule, tick: Tick) -> nn.Module:
-    _train(model, qat.param_groups(model, lr=3e-3), data, exact, plan.batch, tick, teacher)
+def _fine_tune(model: nn.Module, teacher: nn.Module, data: Images, exact: int, recipe: Recipe, tick: Tick) -> nn.Module:
+    _train(model, qat.param_groups(model, lr=3e-3), data, exact, recipe, tick, teacher)
     qat.fix_batch_norm(model)
-    _train(model, qat.param_groups(model, lr=3e-4), data, plan.folded, plan.batch, tick, teacher)
+    _train(model, qat.param_groups(model, lr=3e-4), data, recipe.folded, recipe, tick, teacher)
     return model.eval()
 
 
 def _train(
-    model: nn.Module, groups: list[dict], data: Images, epochs: int, batch: int, tick: Tick,
+    model: nn.Module, groups: list[dict], data: Images, rounds: int, recipe: Recipe, tick: Tick,
     teacher: nn.Module | None = None, penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> None:  # fmt: skip
     """AdamW with one learning-rate cycle; with a teacher, half of the loss is the distance to its predictions."""
     optimizer = torch.optim.AdamW(groups)
-    steps = len(data.train_labels) // batch
+    steps = recipe.images // recipe.batch
     rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=rounds * steps)
     model.train()
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(data.train_labels))[: steps * batch].view(steps, batch):
+    for _ in range(rounds):
+        order = torch.randperm(len(data.train_labels))
+        for chosen in order[: steps * recipe.batch].view(steps, recipe.batch):
             images, labels = data.train_images[chosen], data.train_labels[chosen]
             loss = _loss(model(images), labels, None if teacher is None else teacher(images))
             if penalty is not None:

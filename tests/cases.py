@@ -13,7 +13,7 @@ import numpy as np
 import oracle
 import soniq_kernels
 from oracle import Grid, Layout
-from soniq_kernels import packing
+from soniq_kernels import _core, packing
 
 F32 = np.float32
 WIDTHS = [(w_bits, a_bits) for w_bits in range(1, 9) for a_bits in range(1, 9)]
@@ -84,12 +84,14 @@ def pack_unit(codes: np.ndarray, plan: packing.Plan) -> packing.PackedWeights:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """That many threads inside the block."""
+    """That many threads inside the block, for the smallest call too."""
     before = soniq_kernels.get_num_threads()
     soniq_kernels.set_num_threads(count)
+    _core.set_work_per_thread(1)
     try:
         yield
     finally:
+        _core.set_work_per_thread(2**20)
         soniq_kernels.set_num_threads(before)
 
 

@@ -117,7 +117,7 @@ constexpr LutFamily lut_family_avx2() {
   family.name = "vpshufb";
   family.columns = 32;
   family.tile_rows = kAvx2LutRows;
-  family.rate = 210;
+  family.rate = 90;
   family.column_stride = 1;
   family.group_stride = 32;
   family.tables = tables_avx2;
