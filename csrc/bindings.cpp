@@ -56,14 +56,14 @@ void run(const Layer& layer, std::uintptr_t codes, const Geometry& geometry, con
 // (first_channel, channels, r_numerator, z, cmax)
 using QuantizerTuple = std::tuple<int, int, float, float, float>;
 
-void quantize_array(const std::string& tier, std::uintptr_t x, int64_t rows, int channels, std::uintptr_t original,
+bool quantize_array(const std::string& tier, std::uintptr_t x, int64_t rows, int channels, std::uintptr_t original,
                     const std::vector<QuantizerTuple>& segments, std::uintptr_t scales, int64_t rows_per_scale,
                     std::uintptr_t codes) {
   QuantizeTask task{pointer<const float>(x), rows, channels, pointer<const int32_t>(original), {},
                     pointer<const float>(scales), rows_per_scale};
   for (const auto& [first, count, r, z, cmax] : segments) task.segments.push_back({first, count, r, z, cmax});
   py::gil_scoped_release release;
-  quantize(usable_tier(tier), task, pointer<uint8_t>(codes));
+  return quantize(usable_tier(tier), task, pointer<uint8_t>(codes));
 }
 
 py::list kernels_of(const Layer& layer) {

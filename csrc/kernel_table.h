@@ -15,8 +15,9 @@ constexpr int kRowStride = kBlock + 64;     // bytes between two gathered rows; 
 constexpr int kMaxTileRows = 16;
 
 // ---- quantize ------------------------------------------------------------------------------------------------------
-// codes[i] = int(clamp(x[i] * r + z, 0, cmax)), product and sum rounded to float32, NaN gives 0.
-using QuantizeFn = void (*)(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes);
+// codes[i] = int(clamp(x[i] * r + z, 0, cmax)), product and sum rounded to float32, NaN gives 0. False if some x[i] is not
+// finite: the check rides along, since reading a large x twice would cost as much as quantizing it.
+using QuantizeFn = bool (*)(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes);
 // The largest |x[i]|; NaN is passed over.
 using AbsMaxFn = float (*)(const float* x, int64_t count);
 using AllFiniteFn = bool (*)(const float* x, int64_t count);

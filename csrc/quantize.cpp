@@ -11,20 +11,24 @@ namespace {
 constexpr int64_t kFloatWork = 64;  // of reading and converting a float, in products (threads.h)
 
 // One segment in the original order: rows that share a scale are one run of floats, however short the rows are.
-void quantize_runs(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
+bool quantize_runs(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
   const int64_t total = task.rows * task.channels, run = task.channels * std::min(task.rows_per_scale, task.rows);
   const SegmentQuantizer& s = task.segments[0];
+  std::atomic<bool> finite{true};
   parallel(threads_for(total * kFloatWork, total), [&](int share, int shares) {
     const Range mine = share_of(total, 64, share, shares);
     for (int64_t at = mine.begin, end; at < mine.end; at = end) {
       end = std::min(mine.end, (at / run + 1) * run);
-      tier.table->quantize(task.x + at, end - at, s.r_numerator / task.scales[at / run], s.z, s.cmax, codes + at);
+      const float r = s.r_numerator / task.scales[at / run];
+      if (!tier.table->quantize(task.x + at, end - at, r, s.z, s.cmax, codes + at)) finite = false;
     }
   });
+  return finite;
 }
 
-void quantize_rows(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
+bool quantize_rows(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
   const int channels = task.channels;
+  std::atomic<bool> finite{true};
   parallel(threads_for(task.rows * channels * kFloatWork, task.rows), [&](int share, int shares) {
     const Range mine = share_of(task.rows, 1, share, shares);
     std::vector<float> stored(channels);
@@ -34,22 +38,21 @@ void quantize_rows(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
       for (const SegmentQuantizer& s : task.segments) {
         const float r = s.r_numerator / task.scales[row / task.rows_per_scale];
         const int first = s.first_channel;
-        tier.table->quantize(stored.data() + first, s.channels, r, s.z, s.cmax, codes + row * channels + first);
+        uint8_t* to = codes + row * channels + first;
+        if (!tier.table->quantize(stored.data() + first, s.channels, r, s.z, s.cmax, to)) finite = false;
       }
     }
   });
+  return finite;
 }
 
 }  // namespace
 
-void quantize(const Tier& asked, const QuantizeTask& task, uint8_t* codes) {
-  if (task.rows == 0) return;
+bool quantize(const Tier& asked, const QuantizeTask& task, uint8_t* codes) {
+  if (task.rows == 0) return true;
   const Tier& tier = tier_with(asked, &KernelTable::quantize);
-  if (task.original)
-    quantize_rows(tier, task, codes);
-  else
-    quantize_runs(tier, task, codes);
   tier.counters.quantize.fetch_add(1, std::memory_order_relaxed);
+  return task.original ? quantize_rows(tier, task, codes) : quantize_runs(tier, task, codes);
 }
 
 void dynamic_scales(const Tier& asked, const float* x, int64_t groups, int64_t group_size, float factor,

@@ -24,7 +24,8 @@ struct QuantizeTask {
   int64_t rows_per_scale = 1;
 };
 
-void quantize(const Tier& tier, const QuantizeTask& task, uint8_t* codes);
+// False if some value is not finite; the codes are written all the same.
+bool quantize(const Tier& tier, const QuantizeTask& task, uint8_t* codes);
 
 // scales[i] = clamp(largest |x| of its rows * factor, 2^-100, 2^100): the `per_row` rule.
 void dynamic_scales(const Tier& tier, const float* x, int64_t groups, int64_t group_size, float factor, float* scales);

@@ -100,7 +100,7 @@ def test_verify_passes_every_kind_of_layer(layer, tmp_path):
     report = file_report(path)
     assert report["passed"], report
     checks = report["layers"][0]["checks"]
-    assert [check["name"] for check in checks] == ["sums", *isa.available()]
+    assert [check["name"] for check in checks] == ["sums", *isa.available()[1:]]
 
 
 def test_verify_leaves_the_active_tier_alone(file):
@@ -204,7 +204,7 @@ def test_verify_catches_a_wrong_sum(file, monkeypatch):
     monkeypatch.setattr(_checks.gemm, "matmul", lambda x, packed: matmul(x, packed) + 1)
     result = soniq("verify", file)
     assert result.exit_code == 1
-    assert "sums: 35 of 35 int32 outputs differ, the first at (0, 0)" in result.stdout.replace("\n", " ")
+    assert "sums: 119 of 119 int32 outputs differ, the first at (0, 0)" in result.stdout.replace("\n", " ")
 
 
 @pytest.mark.skipif(len(isa.available()) == 1, reason="this machine has the reference tier only")
@@ -221,4 +221,4 @@ def test_verify_catches_one_wrong_bit_of_one_tier(file, monkeypatch):
     report = file_report(file)
     failed = [check for check in report["layers"][0]["checks"] if not check["passed"]]
     assert [check["name"] for check in failed] == [wrong_tier]
-    assert "1 of 35 float32 outputs differ, the first at (2, 3)" in failed[0]["detail"]
+    assert "1 of 119 float32 outputs differ, the first at (2, 3)" in failed[0]["detail"]

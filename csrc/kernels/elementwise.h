@@ -19,11 +19,21 @@ inline float clamp_code(float v, float cmax) {
   return v < cmax ? v : cmax;
 }
 
-void quantize(const float* __restrict x, int64_t count, float r, float z, float cmax, uint8_t* __restrict codes) {
+// An exponent of all ones is infinity or NaN.
+inline int32_t not_finite(const float* x) {
+  int32_t bits;
+  std::memcpy(&bits, x, 4);
+  return (bits & 0x7f800000) == 0x7f800000;
+}
+
+bool quantize(const float* __restrict x, int64_t count, float r, float z, float cmax, uint8_t* __restrict codes) {
+  int32_t bad = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float product = x[i] * r;
     codes[i] = uint8_t(int32_t(clamp_code(product + z, cmax)));
+    bad |= not_finite(x + i);
   }
+  return bad == 0;
 }
 
 // Bits of |x| order as integers do, and integer maxima may be taken in any order; NaN sorts above infinity and is left out.
@@ -43,11 +53,7 @@ float abs_max(const float* __restrict x, int64_t count) {
 
 bool all_finite(const float* __restrict x, int64_t count) {
   int32_t bad = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    int32_t bits;
-    std::memcpy(&bits, x + i, 4);
-    bad |= (bits & 0x7f800000) == 0x7f800000;
-  }
+  for (int64_t i = 0; i < count; ++i) bad |= not_finite(x + i);
   return bad == 0;
 }
 

@@ -85,8 +85,6 @@ def quantize_activations(x: Any, plan: Plan, scale: Any, check_finite: bool = Tr
     """
     array = _arrays.floats(x, "x")
     check_channels(array, plan, "x")
-    if check_finite:
-        require_finite(array, "x")
     if isinstance(scale, str):
         if scale != PER_ROW:
             raise ValueError(f'scale is {scale!r}, expected a float or "per_row"')
@@ -95,7 +93,7 @@ def quantize_activations(x: Any, plan: Plan, scale: Any, check_finite: bool = Tr
         array_scale = scales(scale, array.shape)
     stored = np.empty(array.shape, np.uint8)
     rows = array.size // plan.channels
-    _core.quantize(
+    finite = _core.quantize(
         _core.active_tier(),
         array.ctypes.data,
         rows,
@@ -106,6 +104,8 @@ def quantize_activations(x: Any, plan: Plan, scale: Any, check_finite: bool = Tr
         max(1, rows // max(1, array_scale.size)),
         stored.ctypes.data,
     )
+    if check_finite and not finite:
+        _refuse_not_finite(array, "x")
     return Activations(stored, plan, array_scale)
 
 
@@ -159,7 +159,11 @@ def check_largest_codes(codes: NDArray[np.uint8], largest: NDArray[Any], name: s
 def require_finite(x: NDArray[np.float32], name: str) -> None:
     """Raises ValueError that names the first NaN or infinity."""
     if x.size and not _core.all_finite(_core.active_tier(), x.ctypes.data, x.size):
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise ValueError(
-            f"{name}{list(at)} is {x[at]}; every value must be finite (check_finite=False skips this check, NaN is then code 0)"
-        )
+        _refuse_not_finite(x, name)
+
+
+def _refuse_not_finite(x: NDArray[np.float32], name: str) -> None:
+    at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+    raise ValueError(
+        f"{name}{list(at)} is {x[at]}; every value must be finite (check_finite=False skips this check, NaN is then code 0)"
+    )

@@ -112,7 +112,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Check a saved model: its format, its integer sums, and every kernel of this machine against the reference.
+    """Check a saved model: its format, its integer sums, and every tier of this machine against the reference.
 
     Exit code 0 if all is well, 1 if anything is not.
     """
@@ -165,7 +165,7 @@ def _print_report(report: dict[str, Any]) -> None:
             if not check["passed"]:
                 console.print(f"[bold red]FAIL[/] {layer['name']}, {check['name']}: {check['detail']}", highlight=False)
     if report["passed"]:
-        console.print("[green]all passed[/]: every kernel of this machine gives the bits of the reference")
+        console.print("[green]all passed[/]: every tier of this machine gives the bits of the reference")
 
 
 def _mark(passed: bool) -> str:

@@ -18,8 +18,13 @@ uint8_t quantize_one(float x, float r, float z, float cmax) {
   return uint8_t(sum < cmax ? sum : cmax);
 }
 
-void quantize(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes) {
-  for (int64_t i = 0; i < count; ++i) codes[i] = quantize_one(x[i], r, z, cmax);
+bool quantize(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    codes[i] = quantize_one(x[i], r, z, cmax);
+    finite = finite && std::isfinite(x[i]);
+  }
+  return finite;
 }
 
 float abs_max(const float* x, int64_t count) {
