@@ -34,8 +34,8 @@ Grid grid(const GridTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get
 using SegmentTuple = std::tuple<GridTuple, GridTuple, std::vector<int>>;
 
 std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int kernel_w, int channels,
-                                  const std::vector<SegmentTuple>& segments,
-                                  const std::vector<std::uintptr_t>& streams, const std::string& tier) {
+                                  const std::vector<SegmentTuple>& segments, const std::vector<std::uintptr_t>& streams,
+                                  const std::string& tier) {
   LayerShape shape{outputs, groups, kernel_h, kernel_w, channels, {}};
   int first = 0;
   for (const auto& [w, a, group_start] : segments) {
@@ -59,7 +59,7 @@ using QuantizerTuple = std::tuple<int, int, float, float, float>;
 bool quantize_array(const std::string& tier, std::uintptr_t x, int64_t rows, int channels, std::uintptr_t original,
                     const std::vector<QuantizerTuple>& segments, std::uintptr_t scales, int64_t rows_per_scale,
                     std::uintptr_t codes) {
-  QuantizeTask task{pointer<const float>(x), rows, channels, pointer<const int32_t>(original), {},
+  QuantizeTask task{pointer<const float>(x),      rows,          channels, pointer<const int32_t>(original), {},
                     pointer<const float>(scales), rows_per_scale};
   for (const auto& [first, count, r, z, cmax] : segments) task.segments.push_back({first, count, r, z, cmax});
   py::gil_scoped_release release;
@@ -84,7 +84,7 @@ py::list tier_list() {
 
 // A settable pointer attribute that Python writes as an address.
 template <class C, class T>
-void def_pointer(py::class_<C>& cls, const char* name, T* C::*member) {
+void def_pointer(py::class_<C>& cls, const char* name, T* C::* member) {
   cls.def_property(
       name, [member](const C& c) { return reinterpret_cast<std::uintptr_t>(c.*member); },
       [member](C& c, std::uintptr_t address) { c.*member = pointer<T>(address); });
@@ -102,7 +102,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernel_counts", &kernel_counts, "kernel name -> runs in this process, for every usable tier");
   m.def("get_num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);
-  m.def("set_work_per_thread", &set_work_per_thread, "Of a call, in products; tests set 1, so that small cases are split");
+  m.def("set_work_per_thread", &set_work_per_thread,
+        "Of a call, in products; tests set 1, so that small cases are split");
 
   py::class_<Geometry> geometry(m, "Geometry");
   geometry.def(py::init<>());
@@ -147,9 +148,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("kernels", &kernels_of, "(tier, family, form) of each segment")
       .def_property_readonly("tier", [](const Layer& l) { return l.tier().name; })
       .def_property_readonly("panel_bytes", &Layer::panel_bytes)
-      .def_property_readonly("tile", [](const Layer& l) {
-        return l.has_kernels() ? l.kernel(0, 0).tile() : std::make_pair(1, 1);
-      });
+      .def_property_readonly(
+          "tile", [](const Layer& l) { return l.has_kernels() ? l.kernel(0, 0).tile() : std::make_pair(1, 1); });
 
   m.def("quantize", &quantize_array);
   m.def("dynamic_scales", [](const std::string& tier, std::uintptr_t x, int64_t groups, int64_t size, float factor,

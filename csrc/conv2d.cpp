@@ -39,8 +39,8 @@ class RowWriter {
 };
 
 struct SegmentGather {
-  int first, channels;   // of the group, inside a stored pixel
-  bool whole_pixels;     // neighbouring pixels of a kernel row are one run of memory
+  int first, channels;  // of the group, inside a stored pixel
+  bool whole_pixels;    // neighbouring pixels of a kernel row are one run of memory
 };
 
 void gather_taps(const LayerShape& shape, const Geometry& g, const uint8_t* codes, const SegmentGather& from,
@@ -112,8 +112,8 @@ struct AxisClasses {
 }  // namespace
 
 std::shared_ptr<const BorderTable> Layer::border(const Geometry& g) const {
-  const std::vector<int> key{g.in_h, g.in_w, g.out_h, g.out_w, g.stride_h, g.stride_w, g.pad_top, g.pad_left,
-                             g.dilation_h, g.dilation_w};
+  const std::vector<int> key{g.in_h,     g.in_w,    g.out_h,    g.out_w,      g.stride_h,
+                             g.stride_w, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w};
   const std::lock_guard<std::mutex> lock(border_mutex_);
   std::shared_ptr<const BorderTable>& known = borders_[key];
   if (known) return known;
@@ -144,7 +144,7 @@ std::shared_ptr<const BorderTable> Layer::border(const Geometry& g) const {
 void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
   const LayerShape& shape = layer.shape();
   const Tier& tier = layer.kernel_tier();
-  constexpr int64_t kLevelWork = 8;  // a product of levels takes the time of so many of bytes
+  constexpr int64_t kLevelWork = 8;           // a product of levels takes the time of so many of bytes
   const int threads = threads_for(geometry.rows() * shape.products_per_row() * kLevelWork, geometry.rows());
   std::vector<int> original(shape.channels);  // stored position -> output; groups are single channels
   for (const Segment& s : shape.segments)

@@ -33,15 +33,15 @@ struct Tier {
   mutable KernelCounters counters;
 };
 
-const std::vector<Tier*>& tiers();         // slowest first; "reference" is always there
+const std::vector<Tier*>& tiers();               // slowest first; "reference" is always there
 const Tier& best_tier();
 const Tier* find_tier(const std::string& name);  // null: no such name
 const Tier& active_tier();
-void set_active_tier(const Tier& tier);     // process-wide
+void set_active_tier(const Tier& tier);          // process-wide
 
 // The first tier at or below `tier` whose table has the slot.
 template <class Slot>
-const Tier& tier_with(const Tier& tier, Slot KernelTable::*slot) {
+const Tier& tier_with(const Tier& tier, Slot KernelTable::* slot) {
   const Tier* t = &tier;
   while (t->table->*slot == nullptr && t->below >= 0) t = tiers()[t->below];
   return *t;

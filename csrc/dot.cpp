@@ -61,8 +61,8 @@ class DotSegment final : public SegmentKernel {
     const uint8_t* packed = panel(index);
     for (int k = 0; k < k_padded(); k += kBlock, gathered += int64_t(rows) * kRowStride) {
       const int units = std::min(kBlock, k_padded() - k) / kUnit;
-      multiply_block(unpacked(packed + int64_t(k) / kUnit * dot_.columns * 4 * bits_, units), units * kUnit, gathered, rows,
-                     shift, sums);
+      multiply_block(unpacked(packed + int64_t(k) / kUnit * dot_.columns * 4 * bits_, units), units * kUnit, gathered,
+                     rows, shift, sums);
     }
   }
 
@@ -76,15 +76,18 @@ class DotSegment final : public SegmentKernel {
     return bytes;
   }
 
-  void multiply_block(const uint8_t* weights, int k, const uint8_t* gathered, int rows, int shift, uint32_t* sums) const {
+  void multiply_block(const uint8_t* weights, int k, const uint8_t* gathered, int rows, int shift,
+                      uint32_t* sums) const {
     auto& counts = tier_.counters.tile[form_];
     const int full = dot_.tile_rows;
     int row = 0;
     for (; row + full <= rows; row += full)
-      dot_.tile[form_][full](weights, gathered + int64_t(row) * kRowStride, k, sums + int64_t(row) * dot_.columns, shift);
+      dot_.tile[form_][full](weights, gathered + int64_t(row) * kRowStride, k, sums + int64_t(row) * dot_.columns,
+                             shift);
     counts[full].fetch_add(row / full, std::memory_order_relaxed);
     if (row == rows) return;
-    dot_.tile[form_][rows - row](weights, gathered + int64_t(row) * kRowStride, k, sums + int64_t(row) * dot_.columns, shift);
+    dot_.tile[form_][rows - row](weights, gathered + int64_t(row) * kRowStride, k, sums + int64_t(row) * dot_.columns,
+                                 shift);
     counts[rows - row].fetch_add(1, std::memory_order_relaxed);
   }
 

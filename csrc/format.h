@@ -31,9 +31,9 @@ struct Grid {
 struct Segment {
   Grid weight;
   Grid activation;
-  int channels = 0;               // of the tensor
-  int first_channel = 0;          // position of the segment inside a stored pixel
-  std::vector<int> group_start;   // groups + 1 entries, relative to first_channel
+  int channels = 0;              // of the tensor
+  int first_channel = 0;         // position of the segment inside a stored pixel
+  std::vector<int> group_start;  // groups + 1 entries, relative to first_channel
 
   int exponent() const { return weight.exponent + activation.exponent; }
   int group_channels(int group) const { return group_start[group + 1] - group_start[group]; }

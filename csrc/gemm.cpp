@@ -79,7 +79,8 @@ class PanelRun {
     for (int s = 0; s < layer_.segments(); ++s) {
       const SegmentKernel& kernel = layer_.kernel(group, s);
       uint8_t* rows_of_segment = scratch(gathered[s], kernel.gathered_bytes(rows));
-      if (kernel.k() > 0) gather_rows(layer_, geometry_, codes_, group, s, m0, rows, rows_of_segment, row_terms_.data());
+      if (kernel.k() > 0)
+        gather_rows(layer_, geometry_, codes_, group, s, m0, rows, rows_of_segment, row_terms_.data());
       activations[s] = rows_of_segment;
       const int64_t bytes = kernel.prepared_bytes(rows);
       if (bytes == 0) continue;

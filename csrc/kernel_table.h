@@ -9,9 +9,9 @@
 namespace soniq {
 
 // ---- geometry shared by drivers and kernels ------------------------------------------------------------------------
-constexpr int kUnit = 32;                   // codes of one output per packed unit; a segment's K is padded to it
-constexpr int kBlock = 512;                 // codes of K per cache block: 32 columns x 512 bytes of weights stay in L1
-constexpr int kRowStride = kBlock + 64;     // bytes between two gathered rows; off a power of two, so rows do not alias
+constexpr int kUnit = 32;                // codes of one output per packed unit; a segment's K is padded to it
+constexpr int kBlock = 512;              // codes of K per cache block: 32 columns x 512 bytes of weights stay in L1
+constexpr int kRowStride = kBlock + 64;  // bytes between two gathered rows; off a power of two, so rows do not alias
 constexpr int kMaxTileRows = 16;
 
 // ---- quantize ------------------------------------------------------------------------------------------------------
@@ -28,28 +28,28 @@ enum class Activation : int { none = 0, relu = 1, relu6 = 2, hardtanh = 3 };
 
 // One tile of sums and everything that happens to it, in the contract's order. Pointers that may be null say so.
 struct EpilogueTile {
-  const uint32_t* sums;                  // [rows][ld]
+  const uint32_t* sums;  // [rows][ld]
   int64_t ld;
   int rows, cols;
-  const uint32_t* row_terms;             // [rows]; acc = sums + row_terms[m] + column_terms[m][n], modulo 2^32
-  const uint32_t* const* column_terms;   // [rows] -> [cols], by border class
+  const uint32_t* row_terms;            // [rows]; acc = sums + row_terms[m] + column_terms[m][n], modulo 2^32
+  const uint32_t* const* column_terms;  // [rows] -> [cols], by border class
 
-  int32_t* acc;                          // if not null: the integers are the result, nothing below is read
-  float* y;                              // else if not null: float32 result
-  uint8_t* codes;                        // else: codes, column n at codes[m * out_ld + position[n]]
+  int32_t* acc;                         // if not null: the integers are the result, nothing below is read
+  float* y;                             // else if not null: float32 result
+  uint8_t* codes;                       // else: codes, column n at codes[m * out_ld + position[n]]
   int64_t out_ld;
-  const int32_t* position;               // [cols]
+  const int32_t* position;              // [cols]
 
-  const float* row_scale;                // [rows], activation scale * 2^E
-  const float* w_scale;                  // [cols]
-  const float* bias;                     // [cols] or null
-  const float* residual;                 // [rows][residual_ld] or null
+  const float* row_scale;               // [rows], activation scale * 2^E
+  const float* w_scale;                 // [cols]
+  const float* bias;                    // [cols] or null
+  const float* residual;                // [rows][residual_ld] or null
   int64_t residual_ld;
   Activation activation;
-  float lo, hi;                          // hardtanh
-  const float* post_scale;               // [cols] or null
-  const float* post_bias;                // [cols] or null
-  const float* r;                        // [cols], the quantizer of the output codes
+  float lo, hi;             // hardtanh
+  const float* post_scale;  // [cols] or null
+  const float* post_bias;   // [cols] or null
+  const float* r;           // [cols], the quantizer of the output codes
   const float* z;
   const float* cmax;
 };
@@ -66,15 +66,15 @@ using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
 using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift);
 
 struct DotFamily {
-  int columns;                 // of a panel: a multiple of `lanes`
-  int lanes;                   // int32 lanes of a vector register
+  int columns;              // of a panel: a multiple of `lanes`
+  int lanes;                // int32 lanes of a vector register
   int tile_rows;
-  bool flips_8bit_weights;     // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
-  int rate;                    // products a cycle, to compare families with (csrc/README.md)
-  int forms;                   // ways to multiply; which one is exact depends on the widths
+  bool flips_8bit_weights;  // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
+  int rate;                 // products a cycle, to compare families with (csrc/README.md)
+  int forms;                // ways to multiply; which one is exact depends on the widths
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);
-  UnpackFn unpack[9];          // by bits, 1..8; null: the packed panel is the byte panel
+  UnpackFn unpack[9];                   // by bits, 1..8; null: the packed panel is the byte panel
   DotTileFn tile[3][kMaxTileRows + 1];  // [form][rows], rows in 1..tile_rows
 };
 
@@ -87,18 +87,19 @@ using DepthwiseFn = void (*)(const int16_t* levels, int64_t levels_ld, const uin
 // Codes of one row to bit planes: plane j of 64 codes is one word at planes + j * plane_stride.
 using PlanesFn = void (*)(const uint8_t* codes, int words, uint8_t* planes, int64_t plane_stride);
 // sums += popcount(weights and activations) << shift, one plane of each: weights [word][column] uint64.
-using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int words, uint32_t* sums, int shift);
+using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int words, uint32_t* sums,
+                                int shift);
 
 struct PopcountFamily {
   const char* name;
   int columns, tile_rows;
-  int rate;                    // products a cycle of one pair of planes
-  PlanesFn planes[9];          // by a_bits; null where another family is always faster
+  int rate;            // products a cycle of one pair of planes
+  PlanesFn planes[9];  // by a_bits; null where another family is always faster
   PopcountTileFn tile[kMaxTileRows + 1];
 };
 
 // ---- lut family: exact tables of activation sums, looked up by weight bits ---------------------------------------------
-constexpr int kMaxLutBits = 6;                 // of activations: a sum of four codes must fit a byte
+constexpr int kMaxLutBits = 6;                // of activations: a sum of four codes must fit a byte
 constexpr int kTableStride = 4 * kRowStride;  // bytes between two rows of tables: 4 bytes a code of a block
 // Codes of one row to tables: 128 bytes a unit of 32 codes.
 using TablesFn = void (*)(const uint8_t* codes, int units, uint8_t* tables);
@@ -108,7 +109,7 @@ using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int un
 struct LutFamily {
   const char* name;
   int columns, tile_rows;
-  int rate;                        // products a cycle of one weight plane
+  int rate;                         // products a cycle of one weight plane
   int column_stride, group_stride;  // of a panel's bytes: weights [unit][...], 4 groups x columns bytes a unit
   TablesFn tables;
   LutTileFn tile[kMaxLutBits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster

@@ -16,15 +16,15 @@ namespace soniq {
 
 // What the caller wants of the integers; pointers that may be null say so. Outputs are [rows][outputs], dense.
 struct Output {
-  int32_t* acc = nullptr;              // the integers themselves, or
-  float* y = nullptr;                  // float32, or
-  uint8_t* codes = nullptr;            // codes of another plan, in its stored order
+  int32_t* acc = nullptr;                   // the integers themselves, or
+  float* y = nullptr;                       // float32, or
+  uint8_t* codes = nullptr;                 // codes of another plan, in its stored order
 
   const float* activation_scale = nullptr;  // one per `rows_per_scale` output rows
   int64_t rows_per_scale = 1;
-  const float* w_scale = nullptr;      // [outputs]
-  const float* bias = nullptr;         // [outputs] or null
-  const float* residual = nullptr;     // [rows][outputs] or null
+  const float* w_scale = nullptr;           // [outputs]
+  const float* bias = nullptr;              // [outputs] or null
+  const float* residual = nullptr;          // [rows][outputs] or null
   // Residual codes, [rows][outputs] in stored order, or null: column n is at residual_position[n] and means
   // float32(alpha * c + beta) * residual_factor[row / rows_per_residual_scale][n].
   const uint8_t* residual_codes = nullptr;
@@ -35,21 +35,21 @@ struct Output {
   int64_t rows_per_residual_scale = 1;
   Activation activation = Activation::none;
   float lo = 0, hi = 0;
-  const float* post_scale = nullptr;   // [outputs] or null
-  const float* post_bias = nullptr;    // [outputs] or null
-  const float* r = nullptr;            // [outputs], with codes
+  const float* post_scale = nullptr;  // [outputs] or null
+  const float* post_bias = nullptr;   // [outputs] or null
+  const float* r = nullptr;           // [outputs], with codes
   const float* z = nullptr;
   const float* cmax = nullptr;
-  const int32_t* position = nullptr;   // [outputs], with codes: where output n is stored
+  const int32_t* position = nullptr;  // [outputs], with codes: where output n is stored
 };
 
 // Integer terms per output that depend on which taps are valid. Taps outside the image are exactly 0: activation
 // code 0, and weights' sums and K over the valid taps alone. Interior positions share one class.
 struct BorderTable {
-  std::vector<int32_t> row_class;   // [out_h], and
-  std::vector<int32_t> col_class;   // [out_w]: the class is row_class * col_classes + col_class
+  std::vector<int32_t> row_class;  // [out_h], and
+  std::vector<int32_t> col_class;  // [out_w]: the class is row_class * col_classes + col_class
   int col_classes = 1;
-  std::vector<uint32_t> terms;      // [classes][outputs]
+  std::vector<uint32_t> terms;     // [classes][outputs]
 };
 
 class Layer {
@@ -61,8 +61,8 @@ class Layer {
   void run(const uint8_t* codes, const Geometry& geometry, const Output& output) const;
 
   const LayerShape& shape() const { return shape_; }
-  Family family() const { return family_; }          // of the first segment, where segments have families
-  const Tier& tier() const { return tier_; }         // asked for
+  Family family() const { return family_; }                  // of the first segment, where segments have families
+  const Tier& tier() const { return tier_; }                 // asked for
   const Tier& kernel_tier() const { return *kernel_tier_; }  // whose kernel runs
   int64_t panel_bytes() const;
 

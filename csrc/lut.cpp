@@ -18,7 +18,10 @@ constexpr int kUnitsPerBlock = kBlock / kUnit;
 class LutSegment final : public SegmentKernel {
  public:
   LutSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, kUnit), family_(*tier.table->lut), planes_(weights.w_bits), a_bits_(weights.a_bits) {
+      : SegmentKernel(weights, tier, kUnit),
+        family_(*tier.table->lut),
+        planes_(weights.w_bits),
+        a_bits_(weights.a_bits) {
     build(weights.outputs, family_.columns, plane_bytes() * planes_, [&](int64_t output, uint8_t* out) {
       for (int plane = 0; plane < planes_; ++plane)
         for (int k = 0; k < k_padded(); k += kUnit, out += family_.columns * 4)
@@ -60,11 +63,12 @@ class LutSegment final : public SegmentKernel {
     return bits;
   }
 
-  void multiply_plane(const uint8_t* weights, const uint8_t* tables, int units, int rows, int shift, uint32_t* sums) const {
+  void multiply_plane(const uint8_t* weights, const uint8_t* tables, int units, int rows, int shift,
+                      uint32_t* sums) const {
     const int full = family_.tile_rows;
     for (int row = 0; row < rows; row += full)
       family_.tile[a_bits_][std::min(full, rows - row)](weights, tables + int64_t(row) * kTableStride, units,
-                                               sums + int64_t(row) * family_.columns, shift);
+                                                        sums + int64_t(row) * family_.columns, shift);
     auto& counts = tier_.counters.lut_tile[a_bits_];
     counts[full].fetch_add(rows / full, std::memory_order_relaxed);
     if (rows % full) counts[rows % full].fetch_add(1, std::memory_order_relaxed);

@@ -119,7 +119,8 @@ void Layer::sum_taps(const uint8_t* const* streams) {
     for (int n = 0; n < shape_.outputs; ++n) {
       const int channels = shape_.segments[s].group_channels(n / shape_.group_outputs());
       for (int t = 0; t < shape_.taps(); ++t, codes += channels)
-        tap_terms_[size_t(t) * shape_.outputs + n] += term_of_tap(shape_.segments[s], shape_.exponent(), codes, channels);
+        tap_terms_[size_t(t) * shape_.outputs + n] +=
+            term_of_tap(shape_.segments[s], shape_.exponent(), codes, channels);
     }
   }
 }

@@ -13,7 +13,7 @@ namespace soniq {
 namespace {
 
 constexpr int kWord = 64;
-constexpr int kPlaneBlock = kBlock * 8;         // channels whose plane fills kBlock bytes
+constexpr int kPlaneBlock = kBlock * 8;  // channels whose plane fills kBlock bytes
 constexpr int kBlockWords = kPlaneBlock / kWord;
 
 class PopcountSegment final : public SegmentKernel {
@@ -49,7 +49,8 @@ class PopcountSegment final : public SegmentKernel {
       uint8_t* block = prepared + k / kPlaneBlock * a_bits_ * plane_stride + k % kPlaneBlock / 8;
       const uint8_t* codes = gathered + k / kBlock * plane_stride;
       for (int row = 0; row < rows; ++row)
-        family_.planes[a_bits_](codes + int64_t(row) * kRowStride, words, block + int64_t(row) * kRowStride, plane_stride);
+        family_.planes[a_bits_](codes + int64_t(row) * kRowStride, words, block + int64_t(row) * kRowStride,
+                                plane_stride);
     }
     tier_.counters.planes[a_bits_].fetch_add(1, std::memory_order_relaxed);
   }
@@ -81,8 +82,8 @@ class PopcountSegment final : public SegmentKernel {
     int row = 0;
     for (; row < rows; row += full) {
       const int tile = std::min(full, rows - row);
-      family_.tile[tile](weights, rows_of_plane + int64_t(row) * kRowStride, words, sums + int64_t(row) * family_.columns,
-                         shift);
+      family_.tile[tile](weights, rows_of_plane + int64_t(row) * kRowStride, words,
+                         sums + int64_t(row) * family_.columns, shift);
     }
     auto& counts = tier_.counters.popcount_tile;
     counts[full].fetch_add(rows / full, std::memory_order_relaxed);

@@ -15,12 +15,13 @@ struct SegmentQuantizer {
 };
 
 struct QuantizeTask {
-  const float* x = nullptr;            // [rows][channels], original order
+  const float* x = nullptr;  // [rows][channels], original order
   int64_t rows = 0;
   int channels = 0;
-  const int32_t* original = nullptr;   // [channels]: stored position -> original channel; null: the same, and one segment
+  const int32_t* original =
+      nullptr;                    // [channels]: stored position -> original channel; null: the same, and one segment
   std::vector<SegmentQuantizer> segments;
-  const float* scales = nullptr;       // one per `rows_per_scale` rows
+  const float* scales = nullptr;  // one per `rows_per_scale` rows
   int64_t rows_per_scale = 1;
 };
 

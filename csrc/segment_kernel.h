@@ -38,8 +38,8 @@ class SegmentKernel {
   virtual ~SegmentKernel() = default;
 
   virtual Family family() const = 0;
-  virtual const char* form() const = 0;               // the variant inside the family
-  virtual std::pair<int, int> tile() const = 0;       // rows, columns of the inner loop
+  virtual const char* form() const = 0;                // the variant inside the family
+  virtual std::pair<int, int> tile() const = 0;        // rows, columns of the inner loop
   virtual int activation_repair() const { return 0; }  // S lacks this many times Ca
 
   // Bytes that prepare() writes for `rows` rows; 0: multiply reads the gathered rows themselves.

@@ -5,7 +5,7 @@
 
 namespace soniq {
 
-int num_threads();           // 1 in a forked child: libgomp's pool does not survive a fork
+int num_threads();            // 1 in a forked child: libgomp's pool does not survive a fork
 void set_num_threads(int n);  // n >= 1
 
 // How many threads `work` is worth: waking one costs microseconds. Work counts products of the fastest loop, about

@@ -10,6 +10,8 @@ import io
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import demo_figures
@@ -23,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 import soniq_kernels
-from soniq_kernels import isa, qat
+from soniq_kernels import qat
 
 SHIPPED = "SONIQ 2+4 bits"
 IN_TABLE = ("FP32, torch", "INT8, torch", "uniform 2 bits", SHIPPED)
@@ -36,14 +38,15 @@ def main() -> int:
     start = time.perf_counter()
     soniq_kernels.set_num_threads(options.threads)
     data = load(options.data, options.data_path)
-    entries, models = _train_all(data, options, start)
+    recipe = training.RECIPES[data.name].quick() if options.quick else training.RECIPES[data.name]
+    entries, models = _train_all(data, recipe, options, start)
     console = Console(width=None if sys.stdout.isatty() else 110)
     shipped = models[SHIPPED]
     options.out.mkdir(parents=True, exist_ok=True)
     qat.save(shipped, options.out / "network.safetensors")
     torch.set_num_threads(options.threads)
     _measure_latency(entries, models, data)
-    _show(console, entries, models, data, options)
+    _show(console, entries, models, data, recipe, options)
     shipped_entry = entries[SHIPPED]
     console.print(f"identical outputs: {shipped_entry.identical:,} of {shipped_entry.compared:,}")
     console.print(f"saved {options.out / 'network.safetensors'} and {options.out / 'demo.png'}; "
@@ -57,7 +60,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data-path", type=Path, help="folder with the four Fashion-MNIST .gz files")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the network and the picture go")
     parser.add_argument("--seeds", type=int, help="trainings of everything; default 3 for digits, 1 for Fashion-MNIST")
-    parser.add_argument("--budget", type=float, default=110, help="start no further seed that would end after this many seconds")
+    parser.add_argument(
+        "--budget", type=float, default=110, help="start no further seed that would end after this many seconds"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and of the kernels while timing")
     parser.add_argument("--quick", action="store_true", help="one epoch of everything, to see that it runs")
     options = parser.parse_args()
@@ -72,41 +77,45 @@ def _options() -> argparse.Namespace:
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-def _train_all(data: Images, options: argparse.Namespace, start: float) -> tuple[dict[str, Entry], dict[str, nn.Module]]:
+def _train_all(
+    data: Images, recipe: training.Recipe, options: argparse.Namespace, start: float
+) -> tuple[dict[str, Entry], dict[str, nn.Module]]:
     """Rows of results over the seeds, and the ready-to-run networks of the first seed."""
     entries: dict[str, Entry] = {}
     models: dict[str, nn.Module] = {}
-    recipe = training.RECIPES[data.name].quick() if options.quick else training.RECIPES[data.name]
     torch.set_num_threads(1)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} rounds"), TimeElapsedColumn()
-    with Progress(*columns) as progress:
+    rounds = TextColumn("{task.completed}/{task.total} rounds")
+    with Progress(TextColumn("{task.description}"), BarColumn(), rounds, TimeElapsedColumn()) as progress:
         for seed in range(options.seeds):
             elapsed = time.perf_counter() - start
             if seed and elapsed * (seed + 1) / seed > options.budget:
                 progress.console.print(f"{seed} of {options.seeds} seeds fit the budget of {options.budget:.0f} s")
                 break
             task = progress.add_task(f"seed {seed}", total=recipe.rounds)
-            trained = _train_seed(seed, data, recipe, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
+            say, tick = partial(progress.update, task), partial(progress.advance, task)
+            trained = _train_seed(seed, data, recipe, say, tick)
             for name, model in trained.items():
                 _record(entries, models, name, model, trained["FP32, torch"], data)
     return entries, models
 
 
-def _train_seed(seed: int, data: Images, recipe, say, tick) -> dict[str, nn.Module]:
+def _train_seed(
+    seed: int, data: Images, recipe: training.Recipe, say: Callable, tick: training.Tick
+) -> dict[str, nn.Module]:
     """Every network of one seed, under the name of its row."""
     torch.manual_seed(seed)
-    say(f"seed {seed}: FP32")
+    say(description=f"seed {seed}: FP32")
     teacher = training.train_float32(data, recipe, tick)
     trained = {"FP32, torch": teacher, "INT8, torch": torch_int8(teacher, data.train_images[:256])}
     for bits in recipe.uniform:
         name = f"uniform {bits} bit{'s' * (bits > 1)}"
-        say(f"seed {seed}: {name}")
+        say(description=f"seed {seed}: {name}")
         trained[name] = training.train_uniform(teacher, bits, data, recipe, tick)
     for palette, target in recipe.mixed:
         name = f"SONIQ {palette[0]}+{palette[1]} bits"
-        say(f"seed {seed}: {name}, average {target:g}")
+        say(description=f"seed {seed}: {name}, average {target:g}")
         trained[name] = training.train_mixed(teacher, palette, target, data, recipe, tick)
-    say(f"seed {seed}: done")
+    say(description=f"seed {seed}: done")
     return trained
 
 
@@ -141,8 +150,8 @@ def _record_packed(entry: Entry, models: dict, model: nn.Module, data: Images) -
     inner = [layer for layer in report.layers if max(layer.channels) < 8]
     inner_bits = sum(l.average_bits * l.weights for l in inner) / sum(l.weights for l in inner)
     _describe(entry, models, packed, _network_bytes(packed), inner_bits, report.average_bits)
-    entry.kernel = ", ".join(sorted({layer.kernel.split()[0] for layer in report.layers}))
-    entry.isa = isa.active()
+    entry.kernel = ", ".join(sorted({layer.kernel for layer in report.layers}))
+    entry.isa = ", ".join(sorted({layer.isa for layer in report.layers}))
 
 
 def _network_bytes(packed: nn.Module) -> int:
@@ -167,11 +176,14 @@ def _measure_latency(entries: dict[str, Entry], models: dict[str, nn.Module], da
             entries[name].seconds[batch] = seconds
 
 
-def _show(console: Console, entries: dict, models: dict, data: Images, options: argparse.Namespace) -> None:
+def _show(
+    console: Console, entries: dict, models: dict, data: Images, recipe: training.Recipe, options: argparse.Namespace
+) -> None:
     seeds = len(entries[SHIPPED].accuracies)
     title = f"{data.name}: {len(data.test_labels):,} test images, {seeds} seed{'s' * (seeds > 1)}"
     caption = (
-        "Accuracy: mean and standard deviation over the seeds.\n"
+        f"Accuracy: mean and standard deviation over the seeds. FP32 trains {recipe.float32} rounds of "
+        f"{recipe.images:,} images,\nthe quantized networks start from it and train {recipe.quantized} more.\n"
         "Inner layers: all but the first and the last, which have 8 bits.\n"
         "Bytes: FP32 its state dict, the others a saved file.\n"
         "Identical outputs: packed against training emulation, whole test set, every seed.\n"

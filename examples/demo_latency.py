@@ -36,9 +36,7 @@ def torch_int8(model: nn.Module, calibration: Tensor) -> nn.Module:
         return quantization.convert(wrapped, inplace=True)
 
 
-def interleaved_medians(
-    models: Mapping[str, nn.Module], images: Tensor, seconds: float = 3.0
-) -> dict[str, float]:
+def interleaved_medians(models: Mapping[str, nn.Module], images: Tensor, seconds: float = 3.0) -> dict[str, float]:
     """Median seconds of one call of each model on `images`: warmed up, then in turns until the time is spent."""
     with torch.inference_mode():
         for model in models.values():

@@ -36,10 +36,14 @@ class Recipe:
     mixed: tuple[tuple[tuple[int, int], float], ...]
 
     @property
+    def quantized(self) -> int:
+        """Rounds of one quantized network."""
+        return self.noise + self.exact + self.folded
+
+    @property
     def rounds(self) -> int:
         """Rounds of one seed."""
-        quantized = self.noise + self.exact + self.folded
-        return self.float32 + quantized * (len(self.uniform) + len(self.mixed))
+        return self.float32 + self.quantized * (len(self.uniform) + len(self.mixed))
 
     def quick(self) -> Recipe:
         """One round of each part: to see that everything runs."""
@@ -60,7 +64,9 @@ def network(size: int) -> nn.Sequential:
         parts[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         parts[f"norm{i}"] = nn.BatchNorm2d(outputs)
         parts[f"relu{i}"] = nn.ReLU()
-    return nn.Sequential(OrderedDict(parts, pool=nn.AdaptiveAvgPool2d(2), flatten=nn.Flatten(), linear=nn.Linear(256, 10)))
+    return nn.Sequential(
+        OrderedDict(parts, pool=nn.AdaptiveAvgPool2d(2), flatten=nn.Flatten(), linear=nn.Linear(256, 10))
+    )
 
 
 def train_float32(data: Images, recipe: Recipe, tick: Tick) -> nn.Module:
@@ -108,7 +114,7 @@ def _train(
         order = torch.randperm(len(data.train_labels))
         for chosen in order[: steps * recipe.batch].view(steps, recipe.batch):
             images, labels = data.train_images[chosen], data.train_labels[chosen]
-            loss = _loss(model(images), labels, None if teacher is None else teacher(images))
+            loss = _loss(model(images), labels, None if teacher is None else predict(teacher, images))
             if penalty is not None:
                 loss = loss + penalty(model)
             optimizer.zero_grad()
@@ -122,7 +128,7 @@ def _loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tens
     loss = F.cross_entropy(logits, labels)
     if teacher_logits is None:
         return loss
-    return (loss + F.cross_entropy(logits, teacher_logits.detach().softmax(1))) / 2
+    return (loss + F.cross_entropy(logits, teacher_logits.softmax(1))) / 2
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """Quantization-aware training whose forward is the kernels' arithmetic, bit for bit.
 
-    qat.prepare(model, qat.Config(palette=(2, 4), target_bits=2.5), example_input)
-    ...train with loss + qat.bit_penalty(model)...
-    qat.freeze(model)
-    ...train...
-    packed = qat.convert(model)
-    assert qat.verify(model, packed, batch)
+qat.prepare(model, qat.Config(palette=(2, 4), target_bits=2.5), example_input)
+...train with loss + qat.bit_penalty(model)...
+qat.freeze(model)
+...train...
+packed = qat.convert(model)
+assert qat.verify(model, packed, batch)
 """
 
 from soniq_kernels._optional import require

@@ -23,7 +23,9 @@ def prepared_root(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "soniq_left_float"):
             return module
-    raise ValueError(f"this {type(model).__name__} is not prepared; call qat.prepare(model, config, example_input) first")
+    raise ValueError(
+        f"this {type(model).__name__} is not prepared; call qat.prepare(model, config, example_input) first"
+    )
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
@@ -70,7 +72,11 @@ def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0) ->
 
 
 def param_groups(
-    model: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0, scale_lr: float | None = None, bits_lr: float | None = None
+    model: nn.Module,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    scale_lr: float | None = None,
+    bits_lr: float | None = None,
 ) -> list[dict[str, object]]:
     """Groups for an Adam-like optimizer: weights; biases and norms; scales; precisions. Every parameter once.
 

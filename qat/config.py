@@ -49,7 +49,9 @@ class Config:
             if getattr(self, name) is not None:
                 _width(name, getattr(self, name))
         if isinstance(self.exclude, str):
-            raise TypeError(f"exclude is the string {self.exclude!r}, expected a list of names; write [{self.exclude!r}]")
+            raise TypeError(
+                f"exclude is the string {self.exclude!r}, expected a list of names; write [{self.exclude!r}]"
+            )
         if self.a_grid not in ("auto", "bipolar", "unsigned"):
             raise ValueError(f"a_grid is {self.a_grid!r}, expected 'auto', 'bipolar' or 'unsigned'")
 

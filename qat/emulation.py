@@ -108,19 +108,23 @@ def _keep(ctx, inputs, output):
 
 def _gradients(ctx, grad, _):
     levels_x, levels_w, factor, weight_scale, acc = ctx.saved_tensors
-    rows = [0, 2, 3] if ctx.place is not None else list(range(grad.dim() - 1))
+    shape = levels_x.shape
+    if ctx.place is None:
+        levels_x, acc, grad = (t.reshape(-1, t.shape[-1]) for t in (levels_x, acc, grad))
+    rows = [0] if ctx.place is None else [0, 2, 3]
     scaled = grad * _columns(weight_scale, ctx.place)
     grad_scale = (grad * acc).sum(rows) * factor if ctx.needs_input_grad[3] else None
     grad_factor = (scaled * acc).sum() if ctx.needs_input_grad[2] else None
     grad_bias = grad.sum(rows) if ctx.has_bias else None
     product = _linear_gradients if ctx.place is None else _convolution_gradients
     grad_x, grad_w = product(scaled * factor, levels_x, levels_w, ctx.place, ctx.needs_input_grad[0])
+    if grad_x is not None:
+        grad_x = grad_x.reshape(shape)
     return grad_x, grad_w, grad_factor, grad_scale, grad_bias, None, None
 
 
 def _linear_gradients(grad, levels_x, levels_w, place, needs_x):
-    grad_x = grad @ levels_w if needs_x else None
-    return grad_x, grad.flatten(0, -2).T @ levels_x.flatten(0, -2)
+    return (grad @ levels_w if needs_x else None), grad.T @ levels_x
 
 
 def _convolution_gradients(grad, levels_x, levels_w, place, needs_x):

@@ -51,8 +51,13 @@ def segment_factor(bits: Tensor, weight: Tensor, kind: str, widths: Sequence[int
 
 def float32_is_exact(device: torch.device) -> bool:
     """False while the user allows TF32 or bfloat16 inside float32 products on this kind of device."""
-    if device.type == "cpu":
-        settings = (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.mkldnn.conv.fp32_precision)
-    else:
-        settings = (torch.backends.cuda.matmul.fp32_precision,)
+    cpu, gpu = torch.backends.mkldnn, torch.backends.cuda
+    try:
+        settings = (
+            (cpu.matmul.fp32_precision, cpu.conv.fp32_precision)
+            if device.type == "cpu"
+            else (gpu.matmul.fp32_precision,)
+        )
+    except AttributeError:  # torch before 2.9 has one setting for all
+        return torch.get_float32_matmul_precision() == "highest"
     return all(setting in ("none", "ieee") for setting in settings)

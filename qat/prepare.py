@@ -63,7 +63,9 @@ def _refuse_unpreparable(model: nn.Module) -> None:
 def _refuse_unmatched(config: Config, names: list[str]) -> None:
     for pattern in config.exclude:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"exclude has {pattern!r}, which matches no Linear or Conv2d; there are: {', '.join(names)}")
+            raise ValueError(
+                f"exclude has {pattern!r}, which matches no Linear or Conv2d; there are: {', '.join(names)}"
+            )
 
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:
@@ -89,7 +91,11 @@ def _palettes(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, tu
 
 
 def _reason_to_stay_float(
-    layer: nn.Module, name: str, all_seen: dict[nn.Module, Seen], palettes: dict[nn.Module, tuple[int, int]], config: Config
+    layer: nn.Module,
+    name: str,
+    all_seen: dict[nn.Module, Seen],
+    palettes: dict[nn.Module, tuple[int, int]],
+    config: Config,
 ) -> str | None:
     seen = all_seen.get(layer)
     if any(fnmatchcase(name, pattern) for pattern in config.exclude):

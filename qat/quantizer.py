@@ -73,7 +73,9 @@ def _truncated(t: Tensor, cmax: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("soniq::fake_quantize", mutates_args=())
-def _levels(x: Tensor, scale: Tensor, numerator: Tensor, z: Tensor, cmax: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+def _levels(
+    x: Tensor, scale: Tensor, numerator: Tensor, z: Tensor, cmax: Tensor, alpha: Tensor, beta: Tensor
+) -> Tensor:
     return _truncated(_affine(x, scale, numerator, z), cmax).mul_(alpha).add_(beta)
 
 

@@ -31,6 +31,7 @@ class LayerReport:
     grid: str
     kernel: str
     bound: int | None
+    isa: str = ""
 
     @property
     def weights(self) -> int:
@@ -67,14 +68,14 @@ class Report:
             channels = "  ".join(f"{count} at {bits}" for bits, count in sorted(l.channels.items()))
             bound = "" if l.bound is None else f"{l.bound:,}"
             table.add_row(l.name, l.kind, "x".join(map(str, l.shape)), channels, f"{l.average_bits:.2f}",
-                          f"{l.bytes:,}", l.grid, bound, l.exact_in, l.kernel)  # fmt: skip
+                          f"{l.bytes:,}", l.grid, bound, l.exact_in, f"{l.kernel} on {l.isa}" if l.isa else l.kernel)  # fmt: skip
         return table
 
     def _caption(self) -> str:
         return f"{self.average_bits:.2f} bits a weight over the whole network (float weights count as 32), {self.bytes:,} bytes"
 
     def __str__(self) -> str:
-        console = require("rich.console", extra="torch").Console(width=140)
+        console = require("rich.console", extra="torch").Console(width=150)
         with console.capture() as capture:
             console.print(self)
         return capture.get()
@@ -105,7 +106,9 @@ def _float_row(name, parameter_name, module, parameter, reasons) -> LayerReport:
     owner = name or type(module).__name__
     label = owner if parameter_name == "weight" else f"{owner}.{parameter_name}"
     kernel = f"float: {reasons[name]}" if name in reasons else "float"
-    return LayerReport(label, type(module).__name__, tuple(parameter.shape), {}, 32.0, 4 * parameter.numel(), "", kernel, None)
+    return LayerReport(
+        label, type(module).__name__, tuple(parameter.shape), {}, 32.0, 4 * parameter.numel(), "", kernel, None
+    )
 
 
 def _quantized_row(name: str, layer: QuantLayer) -> LayerReport:
@@ -130,4 +133,4 @@ def _packed_row(name: str, layer: PackedLayer) -> LayerReport:
     shape = (shape[0], shape[-1], *shape[1:-1])  # OIHW, as torch says it
     bound = accumulator_bound(bits.tolist(), kind, taps, packed.groups)
     return LayerReport(name, type(layer).__name__, shape, dict(Counter(bits.tolist())), float(bits.mean()), packed.nbytes,
-                       kind, f"{explanation.family} {explanation.isa}", bound)  # fmt: skip
+                       kind, explanation.family, bound, explanation.isa)  # fmt: skip

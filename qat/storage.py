@@ -26,7 +26,9 @@ def save(packed: nn.Module, path: str | Path) -> None:
     if not layers:
         raise ValueError(f"this {type(packed).__name__} has no packed layer; save what qat.convert returns")
     description = {
-        "layers": {name: layer.place.ints() if isinstance(layer, PackedConv2d) else [] for name, layer in layers.items()},
+        "layers": {
+            name: layer.place.ints() if isinstance(layer, PackedConv2d) else [] for name, layer in layers.items()
+        },
         "folded": [name for name, module in packed.named_modules() if isinstance(module, nn.Identity)],
     }
     metadata = {"format": FORMAT, "version": VERSION, "network": json.dumps(description)}

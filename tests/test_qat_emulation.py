@@ -244,11 +244,12 @@ def test_gradients_of_a_convolution(padding):
         assert torch.equal(a.grad, b.grad)
 
 
-def test_gradients_of_a_linear():
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)], ids=str)
+def test_gradients_of_a_linear(shape):
     from soniq_kernels.qat.emulation import emulate
 
     generator = torch.Generator().manual_seed(1)
-    values = [torch.randint(-4, 5, s, generator=generator).float() for s in [(2, 3, 5), (4, 5), (), (4,), (4,)]]
+    values = [torch.randint(-4, 5, s, generator=generator).float() for s in [shape, (4, 5), (), (4,), (4,)]]
     mine = [v.clone().requires_grad_() for v in values]
     theirs = [v.clone().requires_grad_() for v in values]
     emulate(*mine, [], False)[0].square().sum().backward()

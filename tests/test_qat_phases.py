@@ -211,7 +211,9 @@ def test_set_bits_refuses_three_precisions_and_sums_beyond_int32():
     model = prepared_cnn()
     with pytest.raises(ValueError, match="at most two precisions"):
         model[3].set_bits(torch.tensor([1, 2, 3, 4, 4, 4, 4, 4]))
-    wide = qat.prepare(nn.Sequential(nn.Linear(40_000, 2)), qat.Config(first_bits=4, last_bits=4), torch.rand(1, 40_000))
+    wide = qat.prepare(
+        nn.Sequential(nn.Linear(40_000, 2)), qat.Config(first_bits=4, last_bits=4), torch.rand(1, 40_000)
+    )
     with pytest.raises(ValueError, match="more than int32 holds"):
         wide[0].set_bits(torch.full((40_000,), 8))
 

@@ -95,4 +95,6 @@ def test_digits_at_two_precisions(digits, record_property):
     assert inner < whole < 8, "the first and the last layer have 8 bits and count"
     reached = accuracy(packed, digits)
     record_property("accuracy", reached)
-    assert reached >= 97, f"{reached:.2f} % at {inner:.2f} bits ({whole:.2f} over all weights), float {accuracy(teacher, digits):.2f} %"
+    assert reached >= 97, (
+        f"{reached:.2f} % at {inner:.2f} bits ({whole:.2f} over all weights), float {accuracy(teacher, digits):.2f} %"
+    )

@@ -88,8 +88,7 @@ void dot_tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_
   do {
     typename V::Bytes w[V::kVectors][V::kSteps];
     repeat<V::kSteps>([&](auto step) {
-      repeat<V::kVectors>(
-          [&](auto v) { w[v][step] = V::load(weights + (step * V::kVectors + v) * register_bytes); });
+      repeat<V::kVectors>([&](auto v) { w[v][step] = V::load(weights + (step * V::kVectors + v) * register_bytes); });
     });
     repeat<Rows>([&](auto row) {
       const auto a = V::activations(activations + row * kRowStride);

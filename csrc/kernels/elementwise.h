@@ -143,7 +143,8 @@ inline void finish_run(const EpilogueTile& t, int row, int first, int n) {
 
 void epilogue(const EpilogueTile& t) {
   for (int row = 0; row < t.rows; ++row)
-    for (int first = 0; first < t.cols; first += kRun) finish_run(t, row, first, t.cols - first < kRun ? t.cols - first : kRun);
+    for (int first = 0; first < t.cols; first += kRun)
+      finish_run(t, row, first, t.cols - first < kRun ? t.cols - first : kRun);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Fast and exact kernels for neural networks of 1 to 8 bits, mixed per input channel.
 
-    from soniq_kernels import packing, gemm, conv, isa
+from soniq_kernels import packing, gemm, conv, isa
 """
 
 from soniq_kernels import isa as _isa  # reads SONIQ_ISA: an unknown tier is an error before any kernel runs

@@ -30,7 +30,9 @@ def as_numpy(x: Any, name: str) -> NDArray[Any]:
     try:
         array = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise TypeError(f"{name} is a {type(x).__name__} that neither np.from_dlpack nor np.asarray reads: {error}") from None
+        raise TypeError(
+            f"{name} is a {type(x).__name__} that neither np.from_dlpack nor np.asarray reads: {error}"
+        ) from None
     if array.dtype == object:
         raise TypeError(f"{name} is a {type(x).__name__} of Python objects; pass a numeric array")
     return array
@@ -75,7 +77,9 @@ def codes(x: Any, name: str) -> NDArray[np.uint8]:
     """uint8, C-contiguous; other integers are accepted where every value fits."""
     array = as_numpy(x, name)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {array.dtype}, expected uint8 codes; quantize floats with packing.quantize_*")
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, expected uint8 codes; quantize floats with packing.quantize_*"
+        )
     if array.dtype != np.uint8 and array.size and (array.min() < 0 or array.max() > 255):
         raise ValueError(f"{name} has values in [{array.min()}, {array.max()}], codes are unsigned and at most 255")
     return _contiguous(array, np.uint8)

@@ -110,7 +110,9 @@ def _check_layout(
 ) -> tuple[tuple[int, ...], list[tuple[Grid, Grid]], np.float32 | str | None]:
     """Every name, dtype and shape, from the header alone."""
     if metadata.get("format") != FORMAT:
-        raise ValueError(f'format is {metadata.get("format")!r}, expected "{FORMAT}": this is no file of packed weights')
+        raise ValueError(
+            f'format is {metadata.get("format")!r}, expected "{FORMAT}": this is no file of packed weights'
+        )
     if metadata.get("version") != VERSION:
         raise ValueError(
             f"format version is {metadata.get('version')!r}, this release reads version {VERSION}; install a matching release"
@@ -158,7 +160,9 @@ def _parse_layer(text: str) -> tuple[tuple[int, ...], list[tuple[Grid, Grid]], n
         raise ValueError(f"the layer description in the header is unusable: {type(error).__name__}: {error}") from None
     sizes_ok = all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n < 2**31 for n in shape)
     if len(shape) not in (2, 4) or not sizes_ok or len(grids) not in (1, 2):
-        raise ValueError(f"the header has shape {list(shape)} and {len(grids)} segments, expected [N, K] or OHWI and 1 or 2")
+        raise ValueError(
+            f"the header has shape {list(shape)} and {len(grids)} segments, expected [N, K] or OHWI and 1 or 2"
+        )
     return shape, grids, scale
 
 

@@ -57,7 +57,8 @@ class Activations:
         """float32, `shape`: float32(level) * (scale * 2**e)."""
         levels = np.concatenate([s.a.levels(p) for s, p in zip(self.plan.segments, self._parts(), strict=True)], -1)
         steps = np.repeat(
-            np.array([2.0**s.a.exponent for s in self.plan.segments], np.float32), [s.channels for s in self.plan.segments]
+            np.array([2.0**s.a.exponent for s in self.plan.segments], np.float32),
+            [s.channels for s in self.plan.segments],
         )
         scale = self.scale.reshape(self.scale.shape + (1,) * (self.stored.ndim - self.scale.ndim))
         values = levels.astype(np.float32) * (scale * steps)

@@ -88,7 +88,9 @@ def _geometry(
 def _positions(padded: int, taps: int, stride: int, dilation: int, axis: str) -> int:
     extent = dilation * (taps - 1) + 1
     if padded < extent:
-        raise ValueError(f"the padded {axis} is {padded} but the dilated kernel needs {extent}; pad more or dilate less")
+        raise ValueError(
+            f"the padded {axis} is {padded} but the dilated kernel needs {extent}; pad more or dilate less"
+        )
     return (padded - extent) // stride + 1
 
 
@@ -104,6 +106,8 @@ def _four(padding: Any) -> tuple[int, int, int, int]:
         top, bottom, left, right = (_arrays.integer(p, "padding", 0, _MOST) for p in padding)
         return top, bottom, left, right
     if isinstance(padding, (tuple, list)) and len(padding) != 2:
-        raise ValueError(f"padding has {len(padding)} values, expected an int, (height, width) or (top, bottom, left, right)")
+        raise ValueError(
+            f"padding has {len(padding)} values, expected an int, (height, width) or (top, bottom, left, right)"
+        )
     h, w = _two(padding, "padding", 0)
     return h, h, w, w

@@ -1,7 +1,7 @@
 """Matrix products of codes, and linear layers on them.
 
-    y = gemm.linear(x, packed)          # float32 in, quantized on the way, float32 out
-    acc = gemm.matmul(codes, packed)    # the exact integers
+y = gemm.linear(x, packed)          # float32 in, quantized on the way, float32 out
+acc = gemm.matmul(codes, packed)    # the exact integers
 """
 
 from __future__ import annotations

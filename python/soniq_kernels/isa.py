@@ -62,7 +62,9 @@ def _require_usable(name: str, source: str) -> None:
             return
         if tier == name:
             raise ValueError(f"{source} got {name!r}, which needs {needs}; this machine has: {', '.join(available())}")
-    raise ValueError(f"{source} got {name!r}, which is no tier of this build; this machine has: {', '.join(available())}")
+    raise ValueError(
+        f"{source} got {name!r}, which is no tier of this build; this machine has: {', '.join(available())}"
+    )
 
 
 def _use_environment() -> None:

@@ -1,8 +1,8 @@
 """Plans, packed weights and quantized activations: everything before a kernel runs.
 
-    plan = packing.Plan.uniform(512, w_bits=2, a_bits=4)
-    packed = packing.quantize_weights(w, plan, activation_scale="per_row")
-    packed.save("layer.safetensors")
+plan = packing.Plan.uniform(512, w_bits=2, a_bits=4)
+packed = packing.quantize_weights(w, plan, activation_scale="per_row")
+packed.save("layer.safetensors")
 """
 
 from soniq_kernels._files import from_tensors, load

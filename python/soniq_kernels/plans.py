@@ -205,7 +205,9 @@ class Plan:
                 f"round the channels to two of them"
             )
         index = np.array([pairs.index((int(p), int(q))) for p, q in zip(w, a, strict=True)])
-        knobs = [_pair(k, n) for k, n in ((w_offset, "w_offset"), (w_shift, "w_shift"), (offset, "offset"), (shift, "shift"))]
+        knobs = [
+            _pair(k, n) for k, n in ((w_offset, "w_offset"), (w_shift, "w_shift"), (offset, "offset"), (shift, "shift"))
+        ]
         grids = [
             (Grid(w_grid, p, knobs[0][i], knobs[1][i]), Grid(a_grid, q, knobs[2][i], knobs[3][i]))
             for i, (p, q) in enumerate(pairs)
@@ -291,9 +293,7 @@ class Plan:
         return hash((self.segments, self.permutation.tobytes()))
 
     def __repr__(self) -> str:
-        parts = " + ".join(
-            f"{s.channels} x w{s.w.bits}a{s.a.bits} ({s.w.kind}, {s.a.kind})" for s in self.segments
-        )
+        parts = " + ".join(f"{s.channels} x w{s.w.bits}a{s.a.bits} ({s.w.kind}, {s.a.kind})" for s in self.segments)
         return f"Plan({self.channels} channels: {parts})"
 
 
@@ -312,7 +312,9 @@ def _integers(values: Any, name: str) -> NDArray[np.int64]:
 
 def _bits_of(name: str, own: Any, shared: Any) -> NDArray[np.int64]:
     if (own is None) == (shared is None):
-        raise ValueError(f"give either bits for both operands, or w_bits and a_bits; {name} is {'missing' if own is None else 'given twice'}")
+        raise ValueError(
+            f"give either bits for both operands, or w_bits and a_bits; {name} is {'missing' if own is None else 'given twice'}"
+        )
     array = _integers(shared if own is None else own, "bits" if own is None else name)
     if array.min() < 1 or array.max() > 8:
         raise ValueError(f"{name} has values in [{array.min()}, {array.max()}], expected 1 to 8")

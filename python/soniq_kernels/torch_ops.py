@@ -9,7 +9,6 @@ The ops run on the CPU and have no gradient: train with `soniq_kernels.qat`, the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor  # noqa: E402
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 from . import conv, gemm, isa, packing  # noqa: E402
+from ._networks import from_bytes  # noqa: E402
 
 # --- packed weights as a tensor ----------------------------------------------------------------------------------
 
@@ -34,13 +34,7 @@ def weights_to_tensor(packed: packing.PackedWeights) -> Tensor:
 
 def weights_from_tensor(weights: Tensor) -> packing.PackedWeights:
     """The inverse of `weights_to_tensor`. Raises ValueError if the bytes are not packed weights."""
-    data = weights.contiguous().numpy().tobytes()
-    try:
-        tensors = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"these {len(data)} bytes are not packed weights ({error}); make them with weights_to_tensor")
-    return packing.from_tensors(tensors, header.get("__metadata__", {}))
+    return from_bytes(weights.contiguous().numpy().tobytes())
 
 
 # Keyed by the address of the storage. The weak reference keeps that address from being used again. The state says which
@@ -95,7 +89,9 @@ def conv2d(
     if tuple(kernel_size) != tuple(packed.shape[1:3]):
         raise ValueError(f"kernel_size is {tuple(kernel_size)}, the packed weights have {tuple(packed.shape[1:3])}")
     if x.dim() != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected 4 dimensions, NCHW; x.unsqueeze(0) makes one image a batch")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected 4 dimensions, NCHW; x.unsqueeze(0) makes one image a batch"
+        )
     image = _operand(x.permute(0, 2, 3, 1), packed)
     y = conv.conv2d(image, packed, stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation))
     return torch.from_numpy(y).permute(0, 3, 1, 2)

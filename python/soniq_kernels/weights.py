@@ -197,7 +197,9 @@ def pack(
     n = array.shape[0]
     if not isinstance(scales_at_bits, (dict, type(None))):
         raise TypeError(f"scales_at_bits is a {type(scales_at_bits).__name__}, expected {{bits: float32 [{n}]}}")
-    at_bits = {_arrays.integer(q, "scales_at_bits", 1, 8): _weight_scale(s, n) for q, s in (scales_at_bits or {}).items()}
+    at_bits = {
+        _arrays.integer(q, "scales_at_bits", 1, 8): _weight_scale(s, n) for q, s in (scales_at_bits or {}).items()
+    }
     return PackedWeights(
         plan,
         array.shape,
@@ -226,13 +228,15 @@ def quantize_weights(
         scale: float32 [N], positive; None takes the largest |w| of each output to the edge of the widest grid.
     """
     array = _arrays.floats(w, "w")
-    groups = _check_shape(array.shape, plan)
+    _check_shape(array.shape, plan)
     if not np.isfinite(array).all():
         raise ValueError("w has non-finite values; every weight must be a finite float32")
     n = array.shape[0]
     scale = _default_weight_scale(array, plan) if scale is None else _weight_scale(scale, n)
     if not ((scale >= MIN_SCALE) & (scale <= MAX_SCALE)).all():
-        raise ValueError("scale must lie in [2**-100, 2**100] to quantize weights; fold a negative or zero scale after packing")
+        raise ValueError(
+            "scale must lie in [2**-100, 2**100] to quantize weights; fold a negative or zero scale after packing"
+        )
     segments = plan.segments
     numerator, z, cmax = (
         per_weight(plan, array.shape, values).astype(np.float32)
@@ -271,7 +275,9 @@ def _check_shape(shape: tuple[int, ...], plan: Plan) -> int:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan is a {type(plan).__name__}, expected a packing.Plan")
     if len(shape) not in (2, 4) or min(shape) < 1:
-        raise ValueError(f"weights have shape {shape}, expected [N, K] or OHWI [O, kh, kw, I / groups] without empty axes")
+        raise ValueError(
+            f"weights have shape {shape}, expected [N, K] or OHWI [O, kh, kw, I / groups] without empty axes"
+        )
     if len(shape) == 2 and shape[1] != plan.channels:
         raise ValueError(
             f"weights have {shape[1]} input channels (shape {shape}) but the plan has {plan.channels}; "
@@ -350,9 +356,7 @@ def _pack_planes(codes: NDArray[np.uint8], plan: Plan, groups: int) -> list[NDAr
     parts = _group_channels(plan, groups)
     for i, s in enumerate(plan.segments):
         stream = np.concatenate([rows[g][:, :, p[i]].ravel() for g, p in enumerate(parts)])
-        planes.append(
-            np.stack([np.packbits((stream >> b) & 1, bitorder="little") for b in reversed(range(s.w.bits))])
-        )
+        planes.append(np.stack([np.packbits((stream >> b) & 1, bitorder="little") for b in reversed(range(s.w.bits))]))
     return planes
 
 
@@ -368,9 +372,10 @@ def _unpack_streams(packed: PackedWeights) -> list[NDArray[np.uint8]]:
     streams = []
     for i, planes in enumerate(packed._portable("codes")):
         count = stream_length(packed.plan, packed.shape, i)
-        stream = np.zeros(count, np.uint8)
+        stream: NDArray[np.uint8] = np.zeros(count, np.uint8)
         for plane in planes:
-            stream = (stream << 1) | np.unpackbits(plane, count=count, bitorder="little")
+            np.left_shift(stream, 1, out=stream)
+            np.bitwise_or(stream, np.unpackbits(plane, count=count, bitorder="little"), out=stream)
         streams.append(stream)
     return streams
 

@@ -89,8 +89,7 @@ void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uin
         repeat<Rows>([&](auto row) {
           const auto* table = reinterpret_cast<const __m128i*>(tables + row * kTableStride + (t + 4 * half) * 16);
           const __m256i table_u8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
-          s[row].bytes_u8x32 =
-              _mm256_add_epi8(s[row].bytes_u8x32, _mm256_shuffle_epi8(table_u8x32, index_u8x32[half]));
+          s[row].bytes_u8x32 = _mm256_add_epi8(s[row].bytes_u8x32, _mm256_shuffle_epi8(table_u8x32, index_u8x32[half]));
           if constexpr (units_per_byte == 0 && lookup % per_byte == 0) s[row].widen();
         });
       });

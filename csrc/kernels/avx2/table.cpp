@@ -5,8 +5,14 @@
 namespace soniq {
 
 extern const KernelTable avx2_table;
-const KernelTable avx2_table = {
-    quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise, &kDotFamily<Avx2Dot>,
-    /*popcount=*/nullptr, &kAvx2Lut};
+const KernelTable avx2_table = {quantize,
+                                abs_max,
+                                all_finite,
+                                sum_bytes,
+                                epilogue,
+                                depthwise,
+                                &kDotFamily<Avx2Dot>,
+                                /*popcount=*/nullptr,
+                                &kAvx2Lut};
 
 }  // namespace soniq

@@ -4,8 +4,14 @@
 namespace soniq {
 
 extern const KernelTable avx512_table;
-const KernelTable avx512_table = {
-    quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise, &kDotFamily<Avx512Dot>,
-    /*popcount=*/nullptr, /*lut=*/nullptr};
+const KernelTable avx512_table = {quantize,
+                                  abs_max,
+                                  all_finite,
+                                  sum_bytes,
+                                  epilogue,
+                                  depthwise,
+                                  &kDotFamily<Avx512Dot>,
+                                  /*popcount=*/nullptr,
+                                  /*lut=*/nullptr};
 
 }  // namespace soniq

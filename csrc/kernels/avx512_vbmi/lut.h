@@ -25,15 +25,16 @@ constexpr int kLutRows = 10, kLutVectors = 2;
 // Entry e of a table is the sum of the codes whose bit is set in e: four masked broadcasts of a code within its 128-bit
 // lane, added.
 void tables_vbmi(const uint8_t* codes, int units, uint8_t* tables) {
-  const __m512i lanes_u8x64 = _mm512_set_epi64(0x0c0c0c0c0c0c0c0c, 0x0c0c0c0c0c0c0c0c, 0x0808080808080808, 0x0808080808080808,
-                                               0x0404040404040404, 0x0404040404040404, 0, 0);
+  const __m512i lanes_u8x64 = _mm512_set_epi64(0x0c0c0c0c0c0c0c0c, 0x0c0c0c0c0c0c0c0c, 0x0808080808080808,
+                                               0x0808080808080808, 0x0404040404040404, 0x0404040404040404, 0, 0);
   for (int half = 0; half < 2 * units; ++half) {
     const __m512i codes_u8x64 =
         _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + half * 16)));
     __m512i sums_u8x64 = _mm512_setzero_si512();
     repeat<4>([&](auto i) {
       const __m512i code = _mm512_add_epi8(lanes_u8x64, _mm512_set1_epi8(i));
-      sums_u8x64 = _mm512_add_epi8(sums_u8x64, _mm512_maskz_shuffle_epi8(kHasBit[i] * 0x0001000100010001u, codes_u8x64, code));
+      sums_u8x64 =
+          _mm512_add_epi8(sums_u8x64, _mm512_maskz_shuffle_epi8(kHasBit[i] * 0x0001000100010001u, codes_u8x64, code));
     });
     _mm512_storeu_si512(tables + half * 64, sums_u8x64);
   }

@@ -6,7 +6,8 @@ namespace soniq {
 
 extern const KernelTable avx512_vbmi_table;
 const KernelTable avx512_vbmi_table = {
-    /*quantize=*/nullptr, /*abs_max=*/nullptr,  /*all_finite=*/nullptr, /*sum_bytes=*/nullptr, /*epilogue=*/nullptr,
-    /*depthwise=*/nullptr, /*dot=*/nullptr, &kAvx512Popcount, &kVbmiLut};
+    /*quantize=*/nullptr,  /*abs_max=*/nullptr, /*all_finite=*/nullptr, /*sum_bytes=*/nullptr,
+    /*epilogue=*/nullptr,
+    /*depthwise=*/nullptr, /*dot=*/nullptr,     &kAvx512Popcount,       &kVbmiLut};
 
 }  // namespace soniq

@@ -91,7 +91,8 @@ int64_t dot_product(const Layer& layer, const Geometry& g, const uint8_t* codes,
       if (pixel < 0) continue;  // padding is exactly 0
       for (int c = 0; c < channels; ++c) {
         const int64_t w = segment.weight.alpha * weights[s][tap * channels + c] + segment.weight.beta;
-        const int64_t a = segment.activation.alpha * codes[pixel * shape.channels + first + c] + segment.activation.beta;
+        const int64_t a =
+            segment.activation.alpha * codes[pixel * shape.channels + first + c] + segment.activation.beta;
         sum += w * a;
       }
     }
@@ -135,7 +136,14 @@ void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geo
 }
 
 extern const KernelTable reference_table;
-const KernelTable reference_table = {quantize, abs_max, all_finite, /*sum_bytes=*/nullptr, epilogue,
-                                     /*depthwise=*/nullptr, /*dot=*/nullptr, /*popcount=*/nullptr, /*lut=*/nullptr};
+const KernelTable reference_table = {quantize,
+                                     abs_max,
+                                     all_finite,
+                                     /*sum_bytes=*/nullptr,
+                                     epilogue,
+                                     /*depthwise=*/nullptr,
+                                     /*dot=*/nullptr,
+                                     /*popcount=*/nullptr,
+                                     /*lut=*/nullptr};
 
 }  // namespace soniq
