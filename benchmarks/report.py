@@ -44,7 +44,7 @@ def ours(x: peers.Floats, w: peers.Floats, w_bits: int, a_bits: int) -> tuple[Ca
     if not np.array_equal(gemm.matmul(codes, packed)[rows], levels_a @ levels_w.T):
         raise AssertionError(f"W{w_bits}A{a_bits} {x.shape} x {w.shape}: the integers differ from NumPy's")
     why = gemm.explain(codes, packed)
-    return lambda: gemm.linear(x, packed), f"{why.kernel_isa}.{why.family}"
+    return lambda: gemm.linear(x, packed), why.kernel
 
 
 def others(x: peers.Floats, w: peers.Floats, table: dict[str, peers.Peer]) -> dict[str, Callable[[], Any]]:
@@ -165,7 +165,7 @@ def main(
 def _tiers() -> list[str]:
     """The tiers whose kernels differ: one that serves everything from below would repeat its row."""
     counts = _core.kernel_counts()
-    return [t for t in isa.available() if t != isa.REFERENCE and any(k.startswith(f"{t}.dot") for k in counts)]
+    return [t for t in isa.available() if any(k.startswith(f"{t}.") and ".tile" in k for k in counts)]
 
 
 if __name__ == "__main__":

@@ -32,21 +32,26 @@ const float* TileEpilogue::residual_tile(int64_t m0, int rows, int n0, int cols)
   return residual_.data();
 }
 
-void TileEpilogue::operator()(const uint32_t* sums, int64_t ld, const uint32_t* row_terms, int64_t m0, int rows, int n0,
-                              int cols) {
-  const int outputs = layer_.shape().outputs;
-  column_terms_.resize(rows);
+// Scales and border classes belong to rows: found once for all panels of a block.
+void TileEpilogue::take_rows(int64_t m0, int rows) {
+  if (m0 == first_row_ && rows == int(column_terms_.size())) return;
+  first_row_ = m0;
+  column_terms_.assign(rows, no_terms_.data());
   row_scale_.resize(rows);
   for (int i = 0; i < rows; ++i) {
-    column_terms_[i] = no_terms_.data();
     if (border_) {
       const OutputPosition p = output_position(geometry_, m0 + i);
       const int64_t border_class = int64_t(border_->row_class[p.oh]) * border_->col_classes + border_->col_class[p.ow];
-      column_terms_[i] = border_->terms.data() + border_class * outputs + n0;
+      column_terms_[i] = border_->terms.data() + border_class * layer_.shape().outputs;
     }
     if (!output_.acc) row_scale_[i] = output_.activation_scale[(m0 + i) / output_.rows_per_scale];
   }
+}
 
+void TileEpilogue::operator()(const uint32_t* sums, int64_t ld, const uint32_t* row_terms, int64_t m0, int rows, int n0,
+                              int cols) {
+  const int outputs = layer_.shape().outputs;
+  take_rows(m0, rows);
   const auto at = [n0](const auto* p) { return p ? p + n0 : nullptr; };
   const int64_t first = m0 * outputs + n0;
   EpilogueTile tile{};
@@ -54,6 +59,7 @@ void TileEpilogue::operator()(const uint32_t* sums, int64_t ld, const uint32_t* 
   tile.ld = ld;
   tile.rows = rows;
   tile.cols = cols;
+  tile.first_column = n0;
   tile.row_terms = row_terms;
   tile.column_terms = column_terms_.data();
   tile.acc = output_.acc ? output_.acc + first : nullptr;

@@ -125,6 +125,7 @@ class TileEpilogue {
   void operator()(const uint32_t* sums, int64_t ld, const uint32_t* row_terms, int64_t m0, int rows, int n0, int cols);
 
  private:
+  void take_rows(int64_t m0, int rows);
   const float* residual_tile(int64_t m0, int rows, int n0, int cols);
 
   const Layer& layer_;
@@ -135,6 +136,7 @@ class TileEpilogue {
   std::vector<float> row_scale_, residual_;
   std::vector<uint32_t> no_terms_;
   std::vector<const uint32_t*> column_terms_;
+  int64_t first_row_ = -1;
 };
 
 }  // namespace soniq

@@ -75,9 +75,10 @@ void depthwise(const int16_t* __restrict levels, int64_t levels_ld, const uint8_
 }
 
 // ---- epilogue: one step of the contract, one loop over a run of columns ------------------------------------------------
-constexpr int kRun = 64;
+// A panel's columns: with the count a constant, a run of results stays in registers from the integers to the store.
+constexpr int kRun = 32;
 
-inline void activate(float* __restrict y, int n, const EpilogueTile& t) {
+[[gnu::always_inline]] inline void activate(float* __restrict y, int n, const EpilogueTile& t) {
   switch (t.activation) {
     case Activation::none: break;
     case Activation::relu:
@@ -98,14 +99,14 @@ inline void activate(float* __restrict y, int n, const EpilogueTile& t) {
   }
 }
 
-inline void integers(const EpilogueTile& t, int row, int first, int n, int32_t* __restrict acc) {
+[[gnu::always_inline]] inline void integers(const EpilogueTile& t, int row, int first, int n, int32_t* __restrict acc) {
   const uint32_t* __restrict sums = t.sums + row * t.ld + first;
-  const uint32_t* __restrict column = t.column_terms[row] + first;
+  const uint32_t* __restrict column = t.column_terms[row] + t.first_column + first;
   const uint32_t row_term = t.row_terms[row];
   for (int j = 0; j < n; ++j) acc[j] = int32_t(sums[j] + row_term + column[j]);
 }
 
-inline void store_codes(const EpilogueTile& t, int row, int first, int n, const float* __restrict y) {
+[[gnu::always_inline]] inline void store_codes(const EpilogueTile& t, int row, int first, int n, const float* __restrict y) {
   uint8_t codes[kRun];
   for (int j = 0; j < n; ++j) {
     const float product = y[j] * t.r[first + j];
@@ -115,12 +116,26 @@ inline void store_codes(const EpilogueTile& t, int row, int first, int n, const 
   for (int j = 0; j < n; ++j) out[t.position[first + j]] = codes[j];
 }
 
-inline void finish_run(const EpilogueTile& t, int row, int first, int n) {
+// A whole run is two stores. The rest of a panel is shorter than it takes to start the `rep movs` that GCC makes of a
+// memcpy or of a plain loop of unknown length.
+template <class T>
+[[gnu::always_inline]] inline void store_run(T* __restrict to, const T* __restrict from, int n) {
+  if (n == kRun) {
+    std::memcpy(to, from, kRun * sizeof(T));
+    return;
+  }
+  for (int j = 0; j < n; ++j) {
+    to[j] = from[j];
+    asm("");
+  }
+}
+
+[[gnu::always_inline]] inline void finish_run(const EpilogueTile& t, int row, int first, int n) {
   int32_t acc[kRun];
   float y[kRun];
   integers(t, row, first, n, acc);
   if (t.acc) {
-    std::memcpy(t.acc + row * t.out_ld + first, acc, size_t(n) * 4);
+    store_run(t.acc + row * t.out_ld + first, acc, n);
     return;
   }
   const float row_scale = t.row_scale[row];
@@ -136,15 +151,17 @@ inline void finish_run(const EpilogueTile& t, int row, int first, int n) {
   if (t.post_bias)
     for (int j = 0; j < n; ++j) y[j] += t.post_bias[first + j];
   if (t.y)
-    std::memcpy(t.y + row * t.out_ld + first, y, size_t(n) * 4);
+    store_run(t.y + row * t.out_ld + first, y, n);
   else
     store_codes(t, row, first, n, y);
 }
 
 void epilogue(const EpilogueTile& t) {
-  for (int row = 0; row < t.rows; ++row)
-    for (int first = 0; first < t.cols; first += kRun)
-      finish_run(t, row, first, t.cols - first < kRun ? t.cols - first : kRun);
+  for (int row = 0; row < t.rows; ++row) {
+    int first = 0;
+    for (; first + kRun <= t.cols; first += kRun) finish_run(t, row, first, kRun);
+    if (first < t.cols) finish_run(t, row, first, t.cols - first);
+  }
 }
 
 }  // namespace

@@ -53,7 +53,7 @@ float activate(float y, const EpilogueTile& t) {
 }
 
 void epilogue_one(const EpilogueTile& t, int m, int n) {
-  const int32_t acc = int32_t(t.sums[m * t.ld + n] + t.row_terms[m] + t.column_terms[m][n]);
+  const int32_t acc = int32_t(t.sums[m * t.ld + n] + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
   if (t.acc) {
     t.acc[m * t.out_ld + n] = acc;
     return;
