@@ -15,7 +15,7 @@
 namespace soniq {
 namespace {
 
-constexpr int64_t kGatherBytes = 1 << 20;  // gathered rows stay in L2 while all panels pass over them
+constexpr int64_t kGatherBytes = 1 << 18;  // gathered rows, planes or tables stay in L2 while all panels pass
 constexpr int kMaxRows = 384;
 
 int div_up(int n, int unit) { return (n + unit - 1) / unit; }

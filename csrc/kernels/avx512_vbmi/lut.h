@@ -5,8 +5,8 @@
 //   index byte = (group << 4) | four weight bits: vpermb looks up four different groups in every 32-bit lane,
 //   vpdpbusd adds the four bytes (at most 252 each) to the lane's 32-bit sum
 //
-//   tile 10 rows x 2 registers of 16 outputs = 20 sums, 4 indexes, 1 table, 3 constants
-//   a step of 32 codes of one plane: 40 x (vpermb + vpdpbusd), 2 shifts, 4 vpternlogd, 2 + 20 loads
+//   tile 12 rows x 2 registers of 16 outputs = 24 sums, 4 indexes, 1 table, 3 constants: all 32 registers
+//   a step of 32 codes of one plane: 48 x (vpermb + vpdpbusd), 2 shifts, 4 vpternlogd, 2 + 24 loads
 //   256 products for two instructions: 193 a cycle on Zen 4, divided by w_bits. INT8 is 64.
 #pragma once
 
@@ -20,7 +20,7 @@
 namespace soniq {
 namespace {
 
-constexpr int kLutRows = 10, kLutVectors = 2;
+constexpr int kLutRows = 12, kLutVectors = 2;
 
 // Entry e of a table is the sum of the codes whose bit is set in e: four masked broadcasts of a code within its 128-bit
 // lane, added.
