@@ -31,8 +31,8 @@ struct EpilogueTile {
   const uint32_t* sums;  // [rows][ld]
   int64_t ld;
   int rows, cols;
-  int first_column;                     // of the tile
-  const uint32_t* row_terms;            // [rows]; acc = sums + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
+  int first_column;           // of the tile
+  const uint32_t* row_terms;  // [rows]; acc = sums + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
   const uint32_t* const* column_terms;  // [rows] -> [outputs of the layer], by border class
 
   int32_t* acc;                         // if not null: the integers are the result, nothing below is read

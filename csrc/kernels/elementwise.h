@@ -106,7 +106,8 @@ constexpr int kRun = 32;
   for (int j = 0; j < n; ++j) acc[j] = int32_t(sums[j] + row_term + column[j]);
 }
 
-[[gnu::always_inline]] inline void store_codes(const EpilogueTile& t, int row, int first, int n, const float* __restrict y) {
+[[gnu::always_inline]] inline void store_codes(const EpilogueTile& t, int row, int first, int n,
+                                               const float* __restrict y) {
   uint8_t codes[kRun];
   for (int j = 0; j < n; ++j) {
     const float product = y[j] * t.r[first + j];
