@@ -52,7 +52,7 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe(12, 7, 7, 2, batch=64, images=1437, uniform=(1, 2, 3), mixed=(((1, 4), 1.75), ((2, 4), 2.5))),
-    "Fashion-MNIST": Recipe(8, 3, 3, 1, batch=128, images=20_000, uniform=(2,), mixed=(((2, 4), 2.5),)),
+    "Fashion-MNIST": Recipe(6, 2, 3, 1, batch=128, images=20_000, uniform=(2,), mixed=(((2, 4), 2.5),)),
 }
 
 
@@ -105,6 +105,7 @@ def _train(
     teacher: nn.Module | None = None, penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> None:  # fmt: skip
     """AdamW with one learning-rate cycle; with a teacher, half of the loss is the distance to its predictions."""
+    taught = None if teacher is None else predict(teacher, data.train_images).softmax(1)
     optimizer = torch.optim.AdamW(groups)
     steps = recipe.images // recipe.batch
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -114,7 +115,7 @@ def _train(
         order = torch.randperm(len(data.train_labels))
         for chosen in order[: steps * recipe.batch].view(steps, recipe.batch):
             images, labels = data.train_images[chosen], data.train_labels[chosen]
-            loss = _loss(model(images), labels, None if teacher is None else predict(teacher, images))
+            loss = _loss(model(images), labels, None if taught is None else taught[chosen])
             if penalty is not None:
                 loss = loss + penalty(model)
             optimizer.zero_grad()
@@ -124,11 +125,9 @@ def _train(
         tick()
 
 
-def _loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+def _loss(logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
     loss = F.cross_entropy(logits, labels)
-    if teacher_logits is None:
-        return loss
-    return (loss + F.cross_entropy(logits, teacher_logits.softmax(1))) / 2
+    return loss if taught is None else (loss + F.cross_entropy(logits, taught)) / 2
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .layers import NOISE, QuantLayer
 
@@ -28,9 +29,15 @@ def prepared_root(model: nn.Module) -> nn.Module:
     )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own model, without the wrapper that trains it on several devices."""
+    return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
+
+
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
-    """(name, layer) of every quantized layer, once each, in the order of registration."""
-    for name, module in prepared_root(model).named_modules():
+    """(name in the unwrapped model, layer) of every quantized layer, once each, in the order of registration."""
+    prepared_root(model)
+    for name, module in unwrapped(model).named_modules():
         if isinstance(module, QuantLayer):
             yield name, module
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from soniq_kernels import packing
 
-from .budget import prepared_root
+from .budget import prepared_root, unwrapped
 from .exactness import WEIGHT_GRID
 from .freeze import frozen_layers
 from .layers import QuantConv2d, QuantLayer
@@ -24,7 +24,7 @@ def convert(model: nn.Module) -> nn.Module:
     The model itself is not changed. Raises ValueError before freeze, or if nothing was quantized.
     """
     frozen_layers(model)
-    shipped = copy.deepcopy(model).cpu().eval()
+    shipped = copy.deepcopy(unwrapped(model)).cpu().eval()
     layers = {layer: pack_layer(layer) for _, layer in frozen_layers(shipped)}
     swap(shipped, layers)
     root = prepared_root(shipped)

@@ -13,6 +13,7 @@ from torch import nn
 from soniq_kernels import gemm
 from soniq_kernels._optional import require
 
+from .budget import unwrapped
 from .exactness import FLOAT32_EXACT, accumulator_bound
 from .layers import NOISE, QuantLayer
 from .packed_layers import PackedLayer
@@ -83,6 +84,7 @@ class Report:
 
 def report(model: nn.Module) -> Report:
     """Report on a prepared, frozen or converted model. Bytes before convert are an estimate: codes, scales and biases."""
+    model = unwrapped(model)
     reasons = getattr(model, "soniq_left_float", {})
     return Report(tuple(_rows(model, reasons)))
 

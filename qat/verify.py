@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .budget import unwrapped
 from .freeze import frozen_layers
 from .observe import removed_at_exit, run
 
@@ -67,7 +68,7 @@ def verify(model: nn.Module, packed: nn.Module, batch: object) -> Verification:
     the whole networks are compared. Floats are compared as bit patterns. Both models run in eval mode on the CPU.
     Raises ValueError if the model is not frozen or the two do not have the same layers.
     """
-    layers = frozen_layers(model)
+    layers, model = frozen_layers(model), unwrapped(model)
     _refuse_other_devices(model)
     counterparts = dict(packed.named_modules())
     checks: list[Check] = []

@@ -278,3 +278,17 @@ def test_gradients_of_folding():
     torch.autograd.backward(expected, drawn[5:])
     for a, b in zip(mine, theirs, strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_gpu_form_of_a_convolution(name):
+    """Unfold and multiply, which a GPU uses, on this machine's processor: the same whole numbers."""
+    from soniq_kernels.qat import emulation
+    from soniq_kernels.qat.geometry import Geometry
+
+    layer = nn.Conv2d(**CONVOLUTIONS[name])
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(-15, 16, (2, layer.in_channels, 9, 8), generator=generator).float()
+    w = torch.randint(-15, 16, layer.weight.shape, generator=generator).float()
+    place = Geometry.of(layer)
+    assert torch.equal(emulation._unfolded(x, w, place), emulation.convolve(x, w, place))

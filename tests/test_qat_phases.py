@@ -248,3 +248,28 @@ def test_negative_gains_are_harmless():
     with torch.no_grad():
         quant_layers(model)[1].weight_gain.neg_()
     assert qat.verify(model, qat.convert(model), images())
+
+
+# --- several devices ---------------------------------------------------------------------------------------------
+
+
+def test_distributed_data_parallel(tmp_path):
+    """One process is enough to meet DDP's demands: every parameter that can have a gradient gets one in each phase."""
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(prepared_cnn())
+        for _ in range(2):
+            (model(images()).sum() + qat.bit_penalty(model)).backward()
+        model = DistributedDataParallel(qat.freeze(model).module)
+        for _ in range(2):
+            model(images()).sum().backward()
+        qat.fix_batch_norm(model)
+        for _ in range(2):
+            model(images()).sum().backward()
+        assert qat.verify(model, qat.convert(model), images())
+        assert qat.report(model).average_bits == qat.report(model.module).average_bits
+    finally:
+        distributed.destroy_process_group()
