@@ -143,7 +143,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Turns of each contender after two to warm up.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Turns of each contender after two to warm up.")] = 25,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
     name: Annotated[str, typer.Option(help="Stem of the result files.")] = "gemm",
 ) -> None:
@@ -151,7 +151,7 @@ def main(
     set_num_threads(1)
     todo = [*shapes.GEMM, *shapes.GEMV]
     rows = [row for shape in track(todo, "timing") for row in measure(shape, _tiers(), rounds)]
-    result = {"machine": machine("python -m benchmarks.report"), "rows": rows}
+    result = {"machine": machine(" ".join(["python -m benchmarks.report", *sys.argv[1:]])), "rows": rows}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / f"{name}.md").write_text(markdown(result))

@@ -10,6 +10,32 @@ namespace soniq {
 // ---- gather --------------------------------------------------------------------------------------------------------
 namespace {
 
+// memcpy for the few channels that a tap contributes: a call, or the `rep movs` a compiler makes of it, costs more than
+// the bytes. Two copies that overlap in the middle cover every length between their size and twice it.
+template <int Bytes>
+void copy_ends(uint8_t* to, const uint8_t* from, int count) {
+  uint8_t first[Bytes], last[Bytes];
+  std::memcpy(first, from, Bytes);
+  std::memcpy(last, from + count - Bytes, Bytes);
+  std::memcpy(to, first, Bytes);
+  std::memcpy(to + count - Bytes, last, Bytes);
+}
+
+void copy_codes(uint8_t* to, const uint8_t* from, int count) {
+  if (count > 64) {
+    std::memcpy(to, from, count);
+  } else if (count >= 16) {
+    for (; count > 32; to += 16, from += 16, count -= 16) std::memcpy(to, from, 16);
+    copy_ends<16>(to, from, count);
+  } else if (count >= 8) {
+    copy_ends<8>(to, from, count);
+  } else if (count >= 4) {
+    copy_ends<4>(to, from, count);
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
+
 // Writes one row of a segment piece by piece, across the block boundaries.
 class RowWriter {
  public:
@@ -21,7 +47,7 @@ class RowWriter {
       const int inside = at_ % kBlock, piece = std::min(count, kBlock - inside);
       uint8_t* to = row_ + at_ / kBlock * block_bytes_ + inside;
       if (codes) {
-        std::memcpy(to, codes, piece);
+        copy_codes(to, codes, piece);
         codes += piece;
       } else {
         std::memset(to, 0, piece);

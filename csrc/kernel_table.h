@@ -21,6 +21,7 @@ using QuantizeFn = bool (*)(const float* x, int64_t count, float r, float z, flo
 // The largest |x[i]|; NaN is passed over.
 using AbsMaxFn = float (*)(const float* x, int64_t count);
 using AllFiniteFn = bool (*)(const float* x, int64_t count);
+// count is a multiple of 8 and at most 1024: one row of a block.
 using SumBytesFn = int32_t (*)(const uint8_t* bytes, int64_t count);
 
 // ---- epilogue ------------------------------------------------------------------------------------------------------

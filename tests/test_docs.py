@@ -5,6 +5,7 @@ in order, and run in an empty folder. A document whose blocks import torch or qa
 """
 
 import doctest
+import json
 import re
 from pathlib import Path
 
@@ -71,3 +72,17 @@ def test_make_targets_exist(path):
     named = set(re.findall(r"^(?:\$ )?make ([a-z-]+)|`make ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     unknown = {a or b for a, b in named} - rules
     assert not unknown, f"{name(path)} names make targets that do not exist: {sorted(unknown)}"
+
+
+def test_readme_speeds_are_the_results_file():
+    """Every ratio of the README's table stands in benchmarks/results/gemm.json, with its date and versions."""
+    result = json.loads((ROOT / "benchmarks/results/gemm.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if line.endswith("x |") and "-bit" in line or "torch |" in line]
+    assert len(lines) == 7
+    ratios = {f"{row['ratio']:.2f}x" for row in result["rows"]}
+    quoted = [cell.strip() for line in lines for cell in line.split("|")[2:-1]]
+    assert len(quoted) == 7 * len({tuple(row["shape"]) for row in result["rows"]})
+    assert set(quoted) <= ratios
+    assert result["machine"]["date"] in readme
+    assert result["machine"]["versions"]["torch"] in readme
