@@ -78,7 +78,7 @@ def test_readme_speeds_are_the_results_file():
     """Every ratio of the README's table stands in benchmarks/results/gemm.json, with its date and versions."""
     result = json.loads((ROOT / "benchmarks/results/gemm.json").read_text())
     readme = (ROOT / "README.md").read_text()
-    lines = [line for line in readme.splitlines() if line.endswith("x |") and "-bit" in line or "torch |" in line]
+    lines = [line for line in readme.splitlines() if (line.endswith("x |") and "-bit" in line) or "torch |" in line]
     assert len(lines) == 7
     ratios = {f"{row['ratio']:.2f}x" for row in result["rows"]}
     quoted = [cell.strip() for line in lines for cell in line.split("|")[2:-1]]
