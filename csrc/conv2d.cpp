@@ -64,42 +64,60 @@ class RowWriter {
   int at_ = 0;
 };
 
-struct SegmentGather {
-  int first, channels;  // of the group, inside a stored pixel
-  bool whole_pixels;    // neighbouring pixels of a kernel row are one run of memory
-};
-
-void gather_taps(const LayerShape& shape, const Geometry& g, const uint8_t* codes, const SegmentGather& from,
-                 const OutputPosition& p, RowWriter& to) {
-  for (int kh = 0; kh < shape.kernel_h; ++kh) {
-    const int64_t first = tap_pixel(g, p, kh, 0), last = tap_pixel(g, p, kh, shape.kernel_w - 1);
-    if (from.whole_pixels && first >= 0 && last >= 0) {
-      to.put(codes + first * shape.channels, shape.kernel_w * from.channels);
-      continue;
-    }
-    for (int kw = 0; kw < shape.kernel_w; ++kw) {
-      const int64_t pixel = tap_pixel(g, p, kh, kw);
-      to.put(pixel < 0 ? nullptr : codes + pixel * shape.channels + from.first, from.channels);
-    }
+// The taps of one group and segment. Inside the image they are the same offsets from the first tap for every position,
+// and a kernel row of whole neighbouring pixels is one run of memory; only the border asks tap by tap.
+class TapGather {
+ public:
+  TapGather(const LayerShape& shape, const Geometry& geometry, const uint8_t* codes, int first, int channels)
+      : shape_(shape), g_(geometry), codes_(codes + first), channels_(channels) {
+    const bool whole_pixels = channels == shape.channels && geometry.dilation_w == 1;
+    run_ = whole_pixels ? shape.kernel_w * channels : channels;
+    for (int kh = 0; kh < shape.kernel_h; ++kh)
+      for (int kw = 0; kw < (whole_pixels ? 1 : shape.kernel_w); ++kw)
+        offsets_.push_back((int64_t(kh) * g_.dilation_h * g_.in_w + kw * g_.dilation_w) * shape.channels);
   }
-}
+
+  void row(const OutputPosition& p, RowWriter& to) const {
+    const int h = p.oh * g_.stride_h - g_.pad_top, w = p.ow * g_.stride_w - g_.pad_left;
+    const bool inside = h >= 0 && w >= 0 && h + (shape_.kernel_h - 1) * g_.dilation_h < g_.in_h &&
+                        w + (shape_.kernel_w - 1) * g_.dilation_w < g_.in_w;
+    if (!inside) return border_row(p, to);
+    const uint8_t* first = codes_ + ((int64_t(p.image) * g_.in_h + h) * g_.in_w + w) * shape_.channels;
+    for (const int64_t offset : offsets_) to.put(first + offset, run_);
+  }
+
+ private:
+  void border_row(const OutputPosition& p, RowWriter& to) const {
+    for (int kh = 0; kh < shape_.kernel_h; ++kh)
+      for (int kw = 0; kw < shape_.kernel_w; ++kw) {
+        const int64_t pixel = tap_pixel(g_, p, kh, kw);
+        to.put(pixel < 0 ? nullptr : codes_ + pixel * shape_.channels, channels_);
+      }
+  }
+
+  const LayerShape& shape_;
+  const Geometry& g_;
+  const uint8_t* codes_;
+  int channels_, run_;
+  std::vector<int64_t> offsets_;
+};
 
 }  // namespace
 
 void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* codes, int group, int index, int64_t m0,
                  int rows, uint8_t* out, uint32_t* row_terms) {
-  const LayerShape& shape = layer.shape();
   const Tier& tier = tier_with(layer.tier(), &KernelTable::sum_bytes);
-  const Segment& segment = shape.segments[index];
-  const int channels = segment.group_channels(group), k_padded = layer.kernel(group, index).k_padded();
-  const SegmentGather from{segment.first_channel + segment.group_start[group], channels,
-                           channels == shape.channels && geometry.dilation_w == 1};
+  const Segment& segment = layer.shape().segments[index];
+  const int k_padded = layer.kernel(group, index).k_padded();
+  const TapGather taps(layer.shape(), geometry, codes, segment.first_channel + segment.group_start[group],
+                       segment.group_channels(group));
   const int64_t block_bytes = int64_t(rows) * kRowStride;
   const uint32_t factor = layer.row_factor(index);
-  for (int i = 0; i < rows; ++i) {
+  OutputPosition position = output_position(geometry, m0);
+  for (int i = 0; i < rows; ++i, advance(geometry, position)) {
     uint8_t* row = out + int64_t(i) * kRowStride;
     RowWriter writer(row, block_bytes);
-    gather_taps(shape, geometry, codes, from, output_position(geometry, m0 + i), writer);
+    taps.row(position, writer);
     writer.put(nullptr, k_padded - writer.at());
     if (factor == 0) continue;
     uint32_t sum = 0;

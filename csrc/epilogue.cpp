@@ -38,9 +38,9 @@ void TileEpilogue::take_rows(int64_t m0, int rows) {
   first_row_ = m0;
   column_terms_.assign(rows, no_terms_.data());
   row_scale_.resize(rows);
-  for (int i = 0; i < rows; ++i) {
+  OutputPosition p = output_position(geometry_, m0);
+  for (int i = 0; i < rows; ++i, advance(geometry_, p)) {
     if (border_) {
-      const OutputPosition p = output_position(geometry_, m0 + i);
       const int64_t border_class = int64_t(border_->row_class[p.oh]) * border_->col_classes + border_->col_class[p.ow];
       column_terms_[i] = border_->terms.data() + border_class * layer_.shape().outputs;
     }

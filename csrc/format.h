@@ -18,7 +18,6 @@
 
 namespace soniq {
 
-constexpr int kMaxBits = 8;
 constexpr int kMaxSegments = 2;
 
 struct Grid {

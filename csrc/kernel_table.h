@@ -68,8 +68,7 @@ using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
 using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift);
 
 struct DotFamily {
-  int columns;              // of a panel: a multiple of `lanes`
-  int lanes;                // int32 lanes of a vector register
+  int columns;              // of a panel
   int tile_rows;
   bool flips_8bit_weights;  // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
   int rate;                 // products a cycle, to compare families with (csrc/README.md)

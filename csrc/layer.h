@@ -109,6 +109,14 @@ inline OutputPosition output_position(const Geometry& g, int64_t row) {
   const int64_t plane = int64_t(g.out_h) * g.out_w;
   return {int(row / plane), int(row % plane / g.out_w), int(row % g.out_w)};
 }
+// The next row's, without dividing.
+inline void advance(const Geometry& g, OutputPosition& p) {
+  if (++p.ow < g.out_w) return;
+  p.ow = 0;
+  if (++p.oh < g.out_h) return;
+  p.oh = 0;
+  ++p.image;
+}
 // Index of the pixel, or -1 in the padding.
 inline int64_t tap_pixel(const Geometry& g, const OutputPosition& p, int tap_h, int tap_w) {
   const int h = p.oh * g.stride_h - g.pad_top + tap_h * g.dilation_h;

@@ -117,7 +117,6 @@ template <class V, int... Forms>
 constexpr DotFamily dot_family(std::integer_sequence<int, Forms...>) {
   DotFamily family{};
   family.columns = V::kLanes * V::kVectors;
-  family.lanes = V::kLanes;
   family.tile_rows = V::kRows;
   family.flips_8bit_weights = V::kFlips8BitWeights;
   family.rate = V::kRate;
