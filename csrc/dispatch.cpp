@@ -75,9 +75,12 @@ void count_lut(const Tier& tier, const LutFamily& lut, Counts& counts) {
   const std::string prefix = std::string(tier.name) + ".lut.";
   counts[prefix + "tables"] = tier.counters.tables;
   for (int bits = 1; bits <= kMaxLutBits; ++bits)
-    for (int rows = 1; rows <= lut.tile_rows && lut.tile[bits][rows]; ++rows)
-      counts[prefix + lut.name + ".a" + std::to_string(bits) + ".tile" + std::to_string(rows)] =
+    for (int rows = 1; rows <= lut.tile_rows && lut.tile[bits][rows]; ++rows) {
+      int first = bits;  // widths may share one kernel, which then counts under the first of them
+      while (lut.tile[first - 1][rows] == lut.tile[bits][rows]) --first;
+      counts[prefix + lut.name + ".a" + std::to_string(first) + ".tile" + std::to_string(rows)] +=
           tier.counters.lut_tile[bits][rows];
+    }
 }
 
 }  // namespace
