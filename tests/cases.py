@@ -127,15 +127,6 @@ def random_scale(rng: np.random.Generator, n: int) -> np.ndarray:
     return scale
 
 
-def values_near(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
-    """float32 values around the ranges of all grids at this scale: in range, at exact ties, at zero of both signs, far out."""
-    x = (rng.normal(size=shape) * 1.5 * scale).astype(F32)
-    ties = (rng.integers(-64, 65, size=shape) / 32 * scale).astype(F32)
-    x = np.where(rng.random(shape) < 0.3, ties, x)
-    special = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-39, 3e38, -3e38], F32)
-    return np.where(rng.random(shape) < 0.1, rng.choice(special, size=shape), x)
-
-
 # ---- covering arrays ----------------------------------------------------------------------------------------------------
 
 Case = dict[str, Any]

@@ -8,6 +8,7 @@ its grid, levels are multiplied and added as int64, a padded tap is a tap that i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -284,3 +285,15 @@ def epilogue(acc: np.ndarray, a_scale, unit: int, steps: Epilogue) -> np.ndarray
         y = y if steps.post_bias is None else y + steps.post_bias.astype(F32)
     assert y.dtype == F32
     return y
+
+
+# ---- inputs worth quantizing ----------------------------------------------------------------------------------------------
+
+
+def values_near(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
+    """float32 around the ranges of all grids at this scale: in range, at exact ties, zeros of both signs, denormal, far out."""
+    x = (rng.normal(size=shape) * 1.5 * scale).astype(F32)
+    ties = (rng.integers(-64, 65, size=shape) / 32 * scale).astype(F32)
+    x = np.where(rng.random(shape) < 0.3, ties, x)
+    special = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-39, 3e38, -3e38], F32)
+    return np.where(rng.random(shape) < 0.1, rng.choice(special, size=shape), x)

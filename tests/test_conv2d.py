@@ -225,7 +225,7 @@ def test_float_input_is_quantized_on_the_way_in(tier, rng):
     layout = oracle.uniform(5, Grid("bipolar", 3), Grid("bipolar", 4))
     geometry = Geometry((4, 4), (3, 3), 5, 6, batch=2, padding=(1, 1, 1, 1))
     _, w = operands(rng, geometry, layout)
-    x = cases.values_near(rng, geometry.input, 0.3)
+    x = oracle.values_near(rng, geometry.input, 0.3)
     for scale in (0.3, "per_row"):
         packed = packing.pack(w, cases.package_plan(layout), np.ones(6, F32), activation_scale=scale)
         factor = F32(0.3) if scale == 0.3 else oracle.row_scale(x, layout, (1, 2, 3))[:, None, None, None]

@@ -80,7 +80,7 @@ def residual_of(rng: np.random.Generator, case: cases.Case, shape):
     if name is None:
         return None, None
     if name == "float":
-        values = cases.values_near(rng, shape, 0.5)
+        values = oracle.values_near(rng, shape, 0.5)
         return values, values
     layout = tensor_layout(name, case["n"])
     codes = cases.x_codes(rng, shape, layout)

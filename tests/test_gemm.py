@@ -253,7 +253,7 @@ def test_float_input_is_quantized_on_the_way_in(tier, rng):
     """float32 x with the packed weights' activation scale equals quantize_activations first."""
     layout = oracle.uniform(33, Grid("bipolar", 3), Grid("unsigned", 4))
     plan, w = cases.package_plan(layout), cases.w_codes(rng, (5, 33), layout)
-    x = cases.values_near(rng, (7, 33), 0.3)
+    x = oracle.values_near(rng, (7, 33), 0.3)
     for scale in (0.3, "per_row"):
         packed = packing.pack(w, plan, np.ones(5, F32), activation_scale=scale)
         factor = F32(0.3) if scale == 0.3 else oracle.row_scale(x, layout, -1)[:, None]

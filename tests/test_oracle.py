@@ -67,7 +67,7 @@ def test_quantizer_is_idempotent(grid):
 
 def test_bipolar_quantizer_nests(rng):
     """Dropping low bits of a code is quantizing to fewer bits."""
-    y = cases.values_near(rng, (2000,), 0.3)
+    y = oracle.values_near(rng, (2000,), 0.3)
     for p in range(1, 8):
         cases.assert_same(
             oracle.quantize(y, Grid("bipolar", 8), 0.3) >> (8 - p), oracle.quantize(y, Grid("bipolar", p), 0.3)

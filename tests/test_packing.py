@@ -337,7 +337,7 @@ def test_at_bits_refuses_other_grids(grid):
 def test_quantize_weights_at_a_given_scale(rng, grid):
     """Codes by the one quantizer, one scale per output channel."""
     layout = oracle.uniform(13, grid, Grid("unsigned", 4))
-    w, scale = cases.values_near(rng, (7, 13), 0.1), (np.abs(rng.normal(size=7)) * 0.1 + 0.01).astype(F32)
+    w, scale = oracle.values_near(rng, (7, 13), 0.1), (np.abs(rng.normal(size=7)) * 0.1 + 0.01).astype(F32)
     packed = packing.quantize_weights(w, cases.package_plan(layout), scale)
     cases.assert_same(packed.codes(), oracle.quantize_weights(w, layout, scale))
     cases.assert_same_bits(packed.scale, scale)
@@ -347,7 +347,7 @@ def test_quantize_weights_at_a_given_scale(rng, grid):
 def test_quantize_weights_of_two_segments(rng, shape):
     """Each channel on its segment's grid, for matrices, convolutions and depthwise; a scalar scale serves all outputs."""
     layout = Layout((1, 0, 0, 1, 0), TWO_PAIRS)
-    w = cases.values_near(rng, shape, 0.1)
+    w = oracle.values_near(rng, shape, 0.1)
     packed = packing.quantize_weights(w, cases.package_plan(layout), 0.1)
     scale = np.full(shape[0], 0.1, F32)
     cases.assert_same(packed.codes(), oracle.quantize_weights(w, layout, scale))

@@ -32,7 +32,7 @@ def test_static_scale(tier, rng, base):
         offset, shift = [(0, 0), (5, 1), (-7, -2), (1023, 6), (-1023, -6)][n % 5]
         grid, scale = base._replace(offset=offset, shift=shift), SCALES[n % len(SCALES)]
         layout = oracle.uniform(size, W_GRID, grid)
-        x = cases.values_near(rng, (3, size), scale)
+        x = oracle.values_near(rng, (3, size), scale)
         acts = packing.quantize_activations(x, cases.package_plan(layout), scale)
         cases.assert_same(acts.codes(), quantized_codes(x, layout, scale), (grid, scale, size))
 
@@ -43,7 +43,7 @@ def test_two_segments(tier, rng, bits):
     pairs = ((Grid("bipolar", 1), Grid("bipolar", bits[0], 2, -1)), (Grid("bipolar", 5), Grid("unsigned", bits[1], -3)))
     for size in (2, 3, 17, 64, 131):
         layout = Layout((0, *(int(s) for s in rng.integers(0, 2, size - 2)), 1), pairs)
-        plan, x = cases.package_plan(layout), cases.values_near(rng, (5, size), 0.3)
+        plan, x = cases.package_plan(layout), oracle.values_near(rng, (5, size), 0.3)
         acts = packing.quantize_activations(x, plan, 0.3)
         expected = quantized_codes(x, layout, 0.3)
         cases.assert_same(acts.codes(), expected, size)

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import oracle
-from oracle import Epilogue, Grid, Layout
+from oracle import Epilogue, Grid, Layout, values_near
 
 F32 = np.float32
 END, LAYER, QUANTIZE, SCALES, FINITE = range(5)
@@ -409,15 +409,6 @@ def spread(channels: int, pairs: Sequence[tuple[Grid, Grid]], rng: np.random.Gen
 def tensor(channels: int, grids: Sequence[Grid], rng: np.random.Generator) -> Layout:
     """The layout of an output or residual tensor; its weight half means nothing."""
     return spread(channels, [(Grid("bipolar", 1 + i), grid) for i, grid in enumerate(grids)], rng)
-
-
-def values_near(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
-    """float32 around the ranges of all grids at this scale: in range, at exact ties, zeros of both signs, denormal, far out."""
-    x = (rng.normal(size=shape) * 1.5 * scale).astype(F32)
-    ties = (rng.integers(-64, 65, size=shape) / 32 * scale).astype(F32)
-    x = np.where(rng.random(shape) < 0.3, ties, x)
-    special = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-39, 3e38, -3e38], F32)
-    return np.where(rng.random(shape) < 0.1, rng.choice(special, size=shape), x)
 
 
 def random_steps(choose: random.Random, rng: np.random.Generator, shape: Sequence[int]):

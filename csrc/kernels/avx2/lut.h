@@ -1,4 +1,4 @@
-// lut on AVX2. Goal: six times the INT8 rate of AVX2 for 1-bit weights, ahead of it up to four bits.
+// lut on AVX2. Goal: well ahead of byte products for weights of one and two bits.
 //
 //   one table: 16 bytes, the subset sums of four activations, in both 128-bit lanes (vbroadcasti128)
 //   index byte = four weight bits of one output: vpshufb looks up 32 outputs, vpaddb adds bytes; before a byte could
@@ -7,7 +7,9 @@
 //
 //   tile 4 rows x 32 outputs: 4 byte sums, 8 sums of 16 bits, 2 indexes, 1 table
 //   a step of 4 codes: 4 x (vpshufb + vpaddb), 1.5 for the index, 4 loads of tables, and 5 / lookups_per_byte a row to widen
-//   128 products for two instructions and a bit: 210 a cycle on Zen 4, divided by w_bits. vpmaddubsw gives 32.
+//   128 products for vpshufb + vpaddb: 210 a cycle on Zen 4 in registers alone. The loop has a load of a table for every
+//   lookup and the widening beside them: llvm-mca (static, znver3) gives 90 to 113, divided by w_bits; `rate` is that.
+//   vpmaddubsw gives 32.
 #pragma once
 
 #include <immintrin.h>
