@@ -3,8 +3,8 @@
 //
 //   for each share of rows or panels (threads)
 //     for each block of rows, group:      gather the rows they read, segment by segment, and prepare them for its family
-//       for each panel of columns:        all segments add into the sums of the panel, which stay in L1/L2
-//         epilogue of the panel while its sums are hot
+//       for each span of panels:          all segments add into the sums of its panels, which stay in L1/L2
+//         epilogue of each panel while its sums are hot
 #include <algorithm>
 #include <cstring>
 
@@ -20,26 +20,40 @@ constexpr int kMaxRows = 384;
 
 int div_up(int n, int unit) { return (n + unit - 1) / unit; }
 
+// Spans are powers of two: those of narrower kernels divide the widest.
+int span_of(const Layer& layer) {
+  int span = 1;
+  for (int g = 0; g < layer.shape().groups; ++g)
+    for (int s = 0; s < layer.segments(); ++s) span = std::max(span, layer.kernel(g, s).span());
+  return span;
+}
+
+// Spans of one group: what the widest kernel of the layer works on at once.
+int spans_of_group(const Layer& layer) {
+  return div_up(layer.shape().group_outputs(), layer.kernel(0, 0).columns() * span_of(layer));
+}
+
 class PanelRun {
  public:
   PanelRun(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output)
       : layer_(layer),
         codes_(codes),
         geometry_(geometry),
-        columns_(layer.kernel(0, 0).tile().second),
-        panels_(div_up(layer.shape().group_outputs(), columns_)),
+        columns_(layer.kernel(0, 0).columns()),
+        panels_(span_of(layer)),
+        spans_(spans_of_group(layer)),
         border_(layer.border(geometry)),
         epilogue_(layer, output, geometry, border_.get()) {}
 
-  // Panels are numbered through all groups.
-  void share(Range rows, Range panels) {
+  // Spans are numbered through all groups.
+  void share(Range rows, Range spans) {
     const int block = rows_per_block(rows.end - rows.begin);
     for (int64_t m0 = rows.begin; m0 < rows.end; m0 += block)
-      for (int64_t panel = panels.begin; panel < panels.end;) {
-        const int group = int(panel / panels_);
-        const int64_t end = std::min(panels.end, int64_t(group + 1) * panels_);
-        rows_of_group(m0, int(std::min<int64_t>(block, rows.end - m0)), group, panel, end);
-        panel = end;
+      for (int64_t span = spans.begin; span < spans.end;) {
+        const int group = int(span / spans_);
+        const int64_t end = std::min(spans.end, int64_t(group + 1) * spans_);
+        rows_of_group(m0, int(std::min<int64_t>(block, rows.end - m0)), group, span, end);
+        span = end;
       }
   }
 
@@ -59,18 +73,28 @@ class PanelRun {
     return div_up(int((rows + blocks - 1) / blocks), tile) * tile;
   }
 
-  void rows_of_group(int64_t m0, int rows, int group, int64_t panel, int64_t panel_end) {
-    static thread_local AlignedBytes sums_bytes;
-    auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, int64_t(rows) * columns_ * 4));
+  void rows_of_group(int64_t m0, int rows, int group, int64_t span, int64_t end) {
     const uint8_t* activations[kMaxSegments];
     gather(m0, rows, group, activations);
-    for (; panel < panel_end; ++panel) {
-      const int local = int(panel % panels_), outputs = layer_.shape().group_outputs(), n0 = local * columns_;
-      std::memset(sums, 0, size_t(rows) * columns_ * 4);
-      for (int s = 0; s < layer_.segments(); ++s)
-        layer_.kernel(group, s).multiply(local, activations[s], rows, layer_.shift(s), sums);
-      epilogue_(sums, columns_, row_terms_.data(), m0, rows, group * outputs + n0, std::min(columns_, outputs - n0));
+    for (; span < end; ++span) multiply_span(m0, rows, group, int(span % spans_), activations);
+  }
+
+  void multiply_span(int64_t m0, int rows, int group, int span, const uint8_t* const* activations) {
+    static thread_local AlignedBytes sums_bytes;
+    const int64_t panel_sums = int64_t(rows) * columns_;
+    auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, panels_ * panel_sums * 4));
+    std::memset(sums, 0, size_t(panels_ * panel_sums) * 4);
+    for (int s = 0; s < layer_.segments(); ++s) {
+      const SegmentKernel& kernel = layer_.kernel(group, s);
+      const int narrower = panels_ / kernel.span(), outputs = kernel.span() * columns_;
+      for (int i = 0; i < narrower && (span * narrower + i) * outputs < layer_.shape().group_outputs(); ++i)
+        kernel.multiply(span * narrower + i, activations[s], rows, layer_.shift(s),
+                        sums + i * kernel.span() * panel_sums);
     }
+    const int outputs = layer_.shape().group_outputs();
+    for (int i = 0, n0 = span * panels_ * columns_; i < panels_ && n0 < outputs; ++i, n0 += columns_)
+      epilogue_(sums + i * panel_sums, columns_, row_terms_.data(), m0, rows, group * outputs + n0,
+                std::min(columns_, outputs - n0));
   }
 
   void gather(int64_t m0, int rows, int group, const uint8_t** activations) {
@@ -93,8 +117,9 @@ class PanelRun {
   const Layer& layer_;
   const uint8_t* codes_;
   const Geometry& geometry_;
-  const int columns_;
-  const int panels_;  // of one group
+  const int columns_;  // of a panel
+  const int panels_;   // of a span
+  const int spans_;    // of a group
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   std::vector<uint32_t> row_terms_;
@@ -103,17 +128,16 @@ class PanelRun {
 }  // namespace
 
 void run_panels(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
-  const auto [tile_rows, columns] = layer.kernel(0, 0).tile();
-  const int64_t rows = geometry.rows(), unit = tile_rows;
-  const int64_t panels = int64_t(layer.shape().groups) * div_up(layer.shape().group_outputs(), columns);
+  const int64_t rows = geometry.rows(), unit = layer.kernel(0, 0).tile().first;
+  const int64_t spans = int64_t(layer.shape().groups) * spans_of_group(layer);
   const int64_t row_tiles = (rows + unit - 1) / unit;
-  const bool by_rows = row_tiles > panels;
-  const int threads = threads_for(rows * layer.shape().products_per_row(), std::max(row_tiles, panels));
+  const bool by_rows = row_tiles > spans;
+  const int threads = threads_for(rows * layer.shape().products_per_row(), std::max(row_tiles, spans));
   parallel(threads, [&](int share, int shares) {
     const Range my_rows = by_rows ? share_of(rows, unit, share, shares) : Range{0, rows};
-    const Range my_panels = by_rows ? Range{0, panels} : share_of(panels, 1, share, shares);
-    if (my_rows.begin < my_rows.end && my_panels.begin < my_panels.end)
-      PanelRun(layer, codes, geometry, output).share(my_rows, my_panels);
+    const Range my_spans = by_rows ? Range{0, spans} : share_of(spans, 1, share, shares);
+    if (my_rows.begin < my_rows.end && my_spans.begin < my_spans.end)
+      PanelRun(layer, codes, geometry, output).share(my_rows, my_spans);
   });
 }
 

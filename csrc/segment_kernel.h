@@ -2,7 +2,8 @@
 //
 //   gathered rows  --prepare-->  the form the family reads  --multiply, panel by panel-->  sums += S << shift
 //
-// Families of one tier share the width of a panel, so that two segments of different families add into the same sums.
+// Families of one tier share the width of a panel, so that two segments of different families add into the same sums. A
+// kernel may work on several neighbouring panels at once, its span; their sums stand one panel behind the other.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@
 
 namespace soniq {
 
-enum class Family { reference, dot, popcount, lut, depthwise };
+enum class Family { reference, dot, popcount, lut, lut6, depthwise };
 const char* family_name(Family family);
 
 // The weight codes of one segment and group: `outputs` rows of k codes.
@@ -40,15 +41,17 @@ class SegmentKernel {
   virtual Family family() const = 0;
   virtual const char* form() const = 0;                // the variant inside the family
   virtual std::pair<int, int> tile() const = 0;        // rows, columns of the inner loop
+  virtual int span() const { return 1; }               // panels that one multiply works on
   virtual int activation_repair() const { return 0; }  // S lacks this many times Ca
 
   // Bytes that prepare() writes for `rows` rows; 0: multiply reads the gathered rows themselves.
   virtual int64_t prepared_bytes(int) const { return 0; }
   virtual void prepare(const uint8_t*, int, uint8_t*) const {}
-  // sums [rows][columns] += the panel's sums of products of codes, shifted left.
-  virtual void multiply(int panel, const uint8_t* activations, int rows, int shift, uint32_t* sums) const = 0;
+  // sums [span][rows][columns of a panel] += the sums of products of codes, shifted left; `index` counts spans.
+  virtual void multiply(int index, const uint8_t* activations, int rows, int shift, uint32_t* sums) const = 0;
 
   const Tier& tier() const { return tier_; }
+  int columns() const { return tile().second / span(); }  // of a panel
   int k() const { return k_; }
   int k_padded() const { return k_padded_; }
   int64_t panel_bytes() const { return int64_t(panels_.size()); }
@@ -72,6 +75,7 @@ class SegmentKernel {
 std::unique_ptr<SegmentKernel> make_dot(const CodeMatrix& weights, const Tier& tier);
 std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Tier& tier);
 std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Tier& tier);
+std::unique_ptr<SegmentKernel> make_lut6(const CodeMatrix& weights, const Tier& tier);
 
 // The family whose ceiling is highest for these widths among those that `tier` or a tier below it has.
 std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Tier& tier);
