@@ -1,7 +1,9 @@
 // Python sees pointers and sizes; every check happens before, in python/soniq_kernels. The GIL is released in calls.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 
@@ -15,9 +17,11 @@ using namespace soniq;
 
 namespace {
 
+// The memory of a NumPy array, whose dtype and layout Python has checked; None is null.
 template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+T* pointer(const py::handle& array) {
+  if (array.is_none()) return nullptr;
+  return static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(array).data()));
 }
 
 const Tier& usable_tier(const std::string& name) {
@@ -34,7 +38,7 @@ Grid grid(const GridTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get
 using SegmentTuple = std::tuple<GridTuple, GridTuple, std::vector<int>>;
 
 std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int kernel_w, int channels,
-                                  const std::vector<SegmentTuple>& segments, const std::vector<std::uintptr_t>& streams,
+                                  const std::vector<SegmentTuple>& segments, const std::vector<py::array>& streams,
                                   const std::string& tier) {
   LayerShape shape{outputs, groups, kernel_h, kernel_w, channels, {}};
   int first = 0;
@@ -43,27 +47,46 @@ std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int ker
     first += group_start.back();
   }
   std::vector<const uint8_t*> codes;
-  for (std::uintptr_t s : streams) codes.push_back(pointer<const uint8_t>(s));
+  for (const py::array& s : streams) codes.push_back(pointer<const uint8_t>(s));
   py::gil_scoped_release release;
   return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier));
-}
-
-void run(const Layer& layer, std::uintptr_t codes, const Geometry& geometry, const Output& output) {
-  py::gil_scoped_release release;
-  layer.run(pointer<const uint8_t>(codes), geometry, output);
 }
 
 // (first_channel, channels, r_numerator, z, cmax)
 using QuantizerTuple = std::tuple<int, int, float, float, float>;
 
-bool quantize_array(const std::string& tier, std::uintptr_t x, int64_t rows, int channels, std::uintptr_t original,
-                    const std::vector<QuantizerTuple>& segments, std::uintptr_t scales, int64_t rows_per_scale,
-                    std::uintptr_t codes) {
-  QuantizeTask task{pointer<const float>(x),      rows,          channels, pointer<const int32_t>(original), {},
-                    pointer<const float>(scales), rows_per_scale};
-  for (const auto& [first, count, r, z, cmax] : segments) task.segments.push_back({first, count, r, z, cmax});
+Quantizer make_quantizer(int channels, std::vector<int32_t> original, const std::vector<QuantizerTuple>& segments) {
+  Quantizer q{channels, std::move(original), {}};
+  for (const auto& [first, count, r, z, cmax] : segments) q.segments.push_back({first, count, r, z, cmax});
+  return q;
+}
+
+// Each scale serves as many rows of x as there are rows for it.
+QuantizeTask task(const Quantizer& quantizer, const py::array& x, const py::array& scales) {
+  const int64_t rows = quantizer.channels ? x.size() / quantizer.channels : 0;
+  return {&quantizer, pointer<const float>(x), rows, pointer<const float>(scales),
+          std::max<int64_t>(1, rows / std::max<int64_t>(1, scales.size()))};
+}
+
+void run(const Layer& layer, const py::array& codes, const Geometry& geometry, const Output& output) {
+  const auto* c = pointer<const uint8_t>(codes);
   py::gil_scoped_release release;
-  return quantize(usable_tier(tier), task, pointer<uint8_t>(codes));
+  layer.run(c, geometry, output);
+}
+
+bool run_floats(const Layer& layer, const Quantizer& quantizer, const py::array& x, const py::array& scales,
+                const Geometry& geometry, const Output& output) {
+  const QuantizeTask floats = task(quantizer, x, scales);
+  py::gil_scoped_release release;
+  return layer.run(Input{nullptr, &floats}, geometry, output);
+}
+
+bool quantize_array(const std::string& tier, const Quantizer& quantizer, const py::array& x, const py::array& scales,
+                    py::array& codes) {
+  const QuantizeTask floats = task(quantizer, x, scales);
+  auto* to = pointer<uint8_t>(codes);
+  py::gil_scoped_release release;
+  return quantize(usable_tier(tier), floats, to);
 }
 
 py::list kernels_of(const Layer& layer) {
@@ -82,12 +105,10 @@ py::list tier_list() {
   return list;
 }
 
-// A settable pointer attribute that Python writes as an address.
+// A settable pointer attribute that Python writes as an array, and keeps alive for the call.
 template <class C, class T>
 void def_pointer(py::class_<C>& cls, const char* name, T* C::* member) {
-  cls.def_property(
-      name, [member](const C& c) { return reinterpret_cast<std::uintptr_t>(c.*member); },
-      [member](C& c, std::uintptr_t address) { c.*member = pointer<T>(address); });
+  cls.def_property(name, nullptr, [member](C& c, const py::object& array) { c.*member = pointer<T>(array); });
 }
 
 }  // namespace
@@ -115,7 +136,7 @@ PYBIND11_MODULE(_core, m) {
   geometry.def_readwrite("dilation_w", &Geometry::dilation_w);
 
   py::class_<Output> output(m, "Output");
-  output.def(py::init<>());
+  output.def(py::init<>()).def(py::init<const Output&>());
   def_pointer(output, "acc", &Output::acc);
   def_pointer(output, "y", &Output::y);
   def_pointer(output, "codes", &Output::codes);
@@ -134,6 +155,7 @@ PYBIND11_MODULE(_core, m) {
   def_pointer(output, "z", &Output::z);
   def_pointer(output, "cmax", &Output::cmax);
   def_pointer(output, "position", &Output::position);
+  output.def_readwrite("unit", &Output::unit);
   output.def_readwrite("rows_per_scale", &Output::rows_per_scale);
   output.def_readwrite("rows_per_residual_scale", &Output::rows_per_residual_scale);
   output.def_readwrite("lo", &Output::lo).def_readwrite("hi", &Output::hi);
@@ -145,20 +167,29 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_layer), py::arg("outputs"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
            py::arg("channels"), py::arg("segments"), py::arg("streams"), py::arg("tier"))
       .def("run", &run, py::arg("codes"), py::arg("geometry"), py::arg("output"))
+      .def("run_floats", &run_floats, py::arg("quantizer"), py::arg("x"), py::arg("scales"), py::arg("geometry"),
+           py::arg("output"))
       .def_property_readonly("kernels", &kernels_of, "(tier, family, form) of each segment")
       .def_property_readonly("tier", [](const Layer& l) { return l.tier().name; })
       .def_property_readonly("panel_bytes", &Layer::panel_bytes)
       .def_property_readonly(
           "tile", [](const Layer& l) { return l.has_kernels() ? l.kernel(0, 0).tile() : std::make_pair(1, 1); });
 
+  py::class_<Quantizer>(m, "Quantizer")
+      .def(py::init(&make_quantizer), py::arg("channels"), py::arg("original"), py::arg("segments"));
   m.def("quantize", &quantize_array);
-  m.def("dynamic_scales", [](const std::string& tier, std::uintptr_t x, int64_t groups, int64_t size, float factor,
-                             std::uintptr_t scales) {
+  m.def("dynamic_scales",
+        [](const std::string& tier, const py::array& x, int64_t groups, float factor, py::array& scales) {
+          const auto* floats = pointer<const float>(x);
+          auto* to = pointer<float>(scales);
+          const int64_t size = groups ? x.size() / groups : 0;
+          py::gil_scoped_release release;
+          dynamic_scales(usable_tier(tier), floats, groups, size, factor, to);
+        });
+  m.def("all_finite", [](const std::string& tier, const py::array& x) {
+    const auto* floats = pointer<const float>(x);
+    const int64_t count = x.size();
     py::gil_scoped_release release;
-    dynamic_scales(usable_tier(tier), pointer<const float>(x), groups, size, factor, pointer<float>(scales));
-  });
-  m.def("all_finite", [](const std::string& tier, std::uintptr_t x, int64_t count) {
-    py::gil_scoped_release release;
-    return all_finite(usable_tier(tier), pointer<const float>(x), count);
+    return all_finite(usable_tier(tier), floats, count);
   });
 }

@@ -105,27 +105,17 @@ class TapGather {
 }  // namespace
 
 void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* codes, int group, int index, int64_t m0,
-                 int rows, uint8_t* out, uint32_t* row_terms) {
-  const Tier& tier = tier_with(layer.tier(), &KernelTable::sum_bytes);
+                 int rows, uint8_t* out) {
   const Segment& segment = layer.shape().segments[index];
   const int k_padded = layer.kernel(group, index).k_padded();
   const TapGather taps(layer.shape(), geometry, codes, segment.first_channel + segment.group_start[group],
                        segment.group_channels(group));
-  const int64_t block_bytes = int64_t(rows) * kRowStride;
-  const uint32_t factor = layer.row_factor(index);
   OutputPosition position = output_position(geometry, m0);
   for (int i = 0; i < rows; ++i, advance(geometry, position)) {
-    uint8_t* row = out + int64_t(i) * kRowStride;
-    RowWriter writer(row, block_bytes);
+    RowWriter writer(out + int64_t(i) * kRowStride, int64_t(rows) * kRowStride);
     taps.row(position, writer);
     writer.put(nullptr, k_padded - writer.at());
-    if (factor == 0) continue;
-    uint32_t sum = 0;
-    for (int at = 0; at < k_padded; at += kBlock)
-      sum += uint32_t(tier.table->sum_bytes(row + at / kBlock * block_bytes, std::min(kBlock, k_padded - at)));
-    row_terms[i] += factor * sum;
   }
-  if (factor != 0) tier.counters.sum_bytes.fetch_add(1, std::memory_order_relaxed);
 }
 
 // ---- border classes ----------------------------------------------------------------------------------------------------

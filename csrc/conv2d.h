@@ -10,8 +10,7 @@ namespace soniq {
 
 // Copies the codes that output rows [m0, m0 + rows) read of one group and segment into `out`: blocks of kBlock codes,
 // [block][row], kRowStride bytes a row, zeros where a tap is in the padding and past the true K.
-// row_terms[m] += the segment's part of them: the sum of the codes times its factor.
 void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* codes, int group, int segment, int64_t m0,
-                 int rows, uint8_t* out, uint32_t* row_terms);
+                 int rows, uint8_t* out);
 
 }  // namespace soniq

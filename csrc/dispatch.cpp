@@ -83,6 +83,15 @@ void count_lut(const Tier& tier, const LutFamily& lut, Counts& counts) {
     }
 }
 
+void count_lut6(const Tier& tier, const Lut6Family& lut6, Counts& counts) {
+  const std::string prefix = std::string(tier.name) + ".lut6.";
+  counts[prefix + "tables"] = tier.counters.lut6_tables;
+  for (int bits = 1; bits <= kMaxLut6Bits; ++bits)
+    for (int rows = 1; rows <= lut6.tile_rows && lut6.tile[bits][rows]; ++rows)
+      counts[prefix + lut6.name + ".a" + std::to_string(bits) + ".tile" + std::to_string(rows)] =
+          tier.counters.lut6_tile[bits][rows];
+}
+
 }  // namespace
 
 const std::vector<Tier*>& tiers() {
@@ -122,6 +131,7 @@ std::map<std::string, int64_t> kernel_counts() {
     if (k.dot) count_dot(*t, *k.dot, counts);
     if (k.popcount) count_popcount(*t, *k.popcount, counts);
     if (k.lut) count_lut(*t, *k.lut, counts);
+    if (k.lut6) count_lut6(*t, *k.lut6, counts);
   }
   return counts;
 }

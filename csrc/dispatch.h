@@ -22,6 +22,8 @@ struct KernelCounters {
   std::array<Count, kMaxTileRows + 1> popcount_tile{};
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxLutBits + 1> lut_tile{};
   Count tables{0};
+  std::array<std::array<Count, kMaxTileRows + 1>, kMaxLut6Bits + 1> lut6_tile{};
+  Count lut6_tables{0};
 };
 
 struct Tier {

@@ -44,7 +44,7 @@ void TileEpilogue::take_rows(int64_t m0, int rows) {
       const int64_t border_class = int64_t(border_->row_class[p.oh]) * border_->col_classes + border_->col_class[p.ow];
       column_terms_[i] = border_->terms.data() + border_class * layer_.shape().outputs;
     }
-    if (!output_.acc) row_scale_[i] = output_.activation_scale[(m0 + i) / output_.rows_per_scale];
+    if (!output_.acc) row_scale_[i] = output_.activation_scale[(m0 + i) / output_.rows_per_scale] * output_.unit;
   }
 }
 

@@ -6,6 +6,7 @@
 //       for each span of panels:          all segments add into the sums of its panels, which stay in L1/L2
 //         epilogue of each panel while its sums are hot
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "conv2d.h"
@@ -15,7 +16,10 @@
 namespace soniq {
 namespace {
 
-constexpr int64_t kGatherBytes = 1 << 18;  // gathered rows, planes or tables stay in L2 while all panels pass
+#ifndef L2B
+#define L2B 18
+#endif
+const int64_t kGatherBytes = getenv("L2B") ? atoi(getenv("L2B"))*1024 : 1<<18;  // gathered rows, planes or tables stay in L2 while all panels pass
 constexpr int kMaxRows = 384;
 
 int div_up(int n, int unit) { return (n + unit - 1) / unit; }
@@ -35,9 +39,9 @@ int spans_of_group(const Layer& layer) {
 
 class PanelRun {
  public:
-  PanelRun(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output)
+  PanelRun(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output)
       : layer_(layer),
-        codes_(codes),
+        input_(input),
         geometry_(geometry),
         columns_(layer.kernel(0, 0).columns()),
         panels_(span_of(layer)),
@@ -45,8 +49,8 @@ class PanelRun {
         border_(layer.border(geometry)),
         epilogue_(layer, output, geometry, border_.get()) {}
 
-  // Spans are numbered through all groups.
-  void share(Range rows, Range spans) {
+  // Spans are numbered through all groups. False if some float is not finite.
+  bool share(Range rows, Range spans) {
     const int block = rows_per_block(rows.end - rows.begin);
     for (int64_t m0 = rows.begin; m0 < rows.end; m0 += block)
       for (int64_t span = spans.begin; span < spans.end;) {
@@ -55,6 +59,7 @@ class PanelRun {
         rows_of_group(m0, int(std::min<int64_t>(block, rows.end - m0)), group, span, end);
         span = end;
       }
+    return finite_;
   }
 
  private:
@@ -102,20 +107,39 @@ class PanelRun {
     row_terms_.assign(rows, 0);
     for (int s = 0; s < layer_.segments(); ++s) {
       const SegmentKernel& kernel = layer_.kernel(group, s);
-      uint8_t* rows_of_segment = scratch(gathered[s], kernel.gathered_bytes(rows));
-      if (kernel.k() > 0)
-        gather_rows(layer_, geometry_, codes_, group, s, m0, rows, rows_of_segment, row_terms_.data());
-      activations[s] = rows_of_segment;
+      uint8_t* codes = scratch(gathered[s], kernel.gathered_bytes(rows));
+      activations[s] = codes;
+      if (kernel.k() == 0) continue;
+      gather_segment(m0, rows, group, s, codes);
       const int64_t bytes = kernel.prepared_bytes(rows);
       if (bytes == 0) continue;
       uint8_t* to = scratch(prepared[s], bytes);
-      kernel.prepare(rows_of_segment, rows, to);
+      kernel.prepare(codes, rows, to);
       activations[s] = to;
     }
   }
 
+  void gather_segment(int64_t m0, int rows, int group, int s, uint8_t* codes) {
+    const int k_padded = layer_.kernel(group, s).k_padded();
+    if (input_.codes)
+      gather_rows(layer_, geometry_, input_.codes, group, s, m0, rows, codes);
+    else
+      finite_ &= quantize_gathered(layer_.tier(), *input_.floats, s, m0, rows, k_padded, codes);
+    add_row_terms(rows, layer_.row_factor(s), k_padded, codes);
+  }
+
+  // The sum of the codes that a row reads, times what the algebra wants of it.
+  void add_row_terms(int rows, uint32_t factor, int k_padded, const uint8_t* codes) {
+    if (factor == 0) return;
+    const Tier& tier = tier_with(layer_.tier(), &KernelTable::sum_bytes);
+    for (int k = 0; k < k_padded; k += kBlock)
+      for (int i = 0; i < rows; ++i, codes += kRowStride)
+        row_terms_[i] += factor * uint32_t(tier.table->sum_bytes(codes, std::min(kBlock, k_padded - k)));
+    tier.counters.sum_bytes.fetch_add(1, std::memory_order_relaxed);
+  }
+
   const Layer& layer_;
-  const uint8_t* codes_;
+  const Input& input_;
   const Geometry& geometry_;
   const int columns_;  // of a panel
   const int panels_;   // of a span
@@ -123,31 +147,49 @@ class PanelRun {
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   std::vector<uint32_t> row_terms_;
+  bool finite_ = true;
 };
+
+// Rows that are the rows of a matrix are read once by whoever works on them, and can be quantized there.
+bool quantizes_in_place(const Layer& layer, const Geometry& g) {
+  return layer.shape().taps() == 1 && layer.shape().groups == 1 && g.in_h * g.in_w == 1 && g.out_h * g.out_w == 1;
+}
+
+bool run_quantized(const Layer& layer, const QuantizeTask& floats, const Geometry& geometry, const Output& output) {
+  AlignedBytes codes(size_t(floats.rows) * floats.quantizer->channels);
+  const bool finite = quantize(layer.tier(), floats, codes.data());
+  layer.run({codes.data(), nullptr}, geometry, output);
+  return finite;
+}
 
 }  // namespace
 
-void run_panels(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
+bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output) {
   const int64_t rows = geometry.rows(), unit = layer.kernel(0, 0).tile().first;
   const int64_t spans = int64_t(layer.shape().groups) * spans_of_group(layer);
   const int64_t row_tiles = (rows + unit - 1) / unit;
   const bool by_rows = row_tiles > spans;
   const int threads = threads_for(rows * layer.shape().products_per_row(), std::max(row_tiles, spans));
+  const bool shares_rows = threads > 1 && !by_rows;
+  if (!input.codes && (shares_rows || !quantizes_in_place(layer, geometry)))
+    return run_quantized(layer, *input.floats, geometry, output);
+  std::atomic<bool> finite{true};
   parallel(threads, [&](int share, int shares) {
     const Range my_rows = by_rows ? share_of(rows, unit, share, shares) : Range{0, rows};
     const Range my_spans = by_rows ? Range{0, spans} : share_of(spans, 1, share, shares);
-    if (my_rows.begin < my_rows.end && my_spans.begin < my_spans.end)
-      PanelRun(layer, codes, geometry, output).share(my_rows, my_spans);
+    if (my_rows.begin == my_rows.end || my_spans.begin == my_spans.end) return;
+    if (!PanelRun(layer, input, geometry, output).share(my_rows, my_spans)) finite = false;
   });
+  return finite;
 }
 
-void Layer::run(const uint8_t* codes, const Geometry& geometry, const Output& output) const {
-  if (geometry.rows() == 0) return;
-  switch (family_) {
-    case Family::reference: return run_reference(*this, codes, geometry, output);
-    case Family::depthwise: return run_depthwise(*this, codes, geometry, output);
-    default: return run_panels(*this, codes, geometry, output);
-  }
+bool Layer::run(const Input& input, const Geometry& geometry, const Output& output) const {
+  if (geometry.rows() == 0) return true;
+  if (has_kernels()) return run_panels(*this, input, geometry, output);
+  if (!input.codes) return run_quantized(*this, *input.floats, geometry, output);
+  if (family_ == Family::depthwise) run_depthwise(*this, input.codes, geometry, output);
+  if (family_ == Family::reference) run_reference(*this, input.codes, geometry, output);
+  return true;
 }
 
 }  // namespace soniq

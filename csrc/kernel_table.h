@@ -116,6 +116,23 @@ struct LutFamily {
   LutTileFn tile[kMaxLutBits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
 };
 
+// ---- lut6 family: the same with six activations and 64 sums a table ----------------------------------------------------
+constexpr int kMaxLut6Bits = 4;     // of activations
+constexpr int kLut6Stride = 89 * 64;  // bytes between two rows of tables: 86 groups a block, written four at a time
+// Codes of one row to tables of 64 bytes a group of six.
+using Lut6TablesFn = void (*)(const uint8_t* codes, int groups, uint8_t* tables);
+// sums[panel][row][32] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
+using Lut6TileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int groups, uint32_t* sums,
+                            int64_t panel_sums, int shift);
+
+struct Lut6Family {
+  const char* name;
+  int columns, tile_rows;
+  int rate[kMaxLut6Bits + 1];  // products a cycle of one weight plane, by a_bits
+  Lut6TablesFn tables;
+  Lut6TileFn tile[kMaxLut6Bits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
+};
+
 struct KernelTable {
   QuantizeFn quantize;
   AbsMaxFn abs_max;
@@ -126,6 +143,7 @@ struct KernelTable {
   const DotFamily* dot;
   const PopcountFamily* popcount;
   const LutFamily* lut;
+  const Lut6Family* lut6;
 };
 
 }  // namespace soniq

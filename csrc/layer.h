@@ -10,9 +10,16 @@
 #include "aligned.h"
 #include "dispatch.h"
 #include "format.h"
+#include "quantize.h"
 #include "segment_kernel.h"
 
 namespace soniq {
+
+// What a layer reads: codes in stored order, or floats that it quantizes on the way in.
+struct Input {
+  const uint8_t* codes = nullptr;         // [batch][in_h][in_w][channels], or
+  const QuantizeTask* floats = nullptr;   // one row a pixel
+};
 
 // What the caller wants of the integers; pointers that may be null say so. Outputs are [rows][outputs], dense.
 struct Output {
@@ -20,7 +27,8 @@ struct Output {
   float* y = nullptr;                       // float32, or
   uint8_t* codes = nullptr;                 // codes of another plan, in its stored order
 
-  const float* activation_scale = nullptr;  // one per `rows_per_scale` output rows
+  const float* activation_scale = nullptr;  // one per `rows_per_scale` output rows, times
+  float unit = 1;                           // 2^E, exactly: neither leaves the normal range
   int64_t rows_per_scale = 1;
   const float* w_scale = nullptr;           // [outputs]
   const float* bias = nullptr;              // [outputs] or null
@@ -57,8 +65,11 @@ class Layer {
   // streams[s]: codes of segment s, [output][tap][channel of the output's group].
   Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier);
 
-  // codes: [batch][in_h][in_w][channels] in stored order.
-  void run(const uint8_t* codes, const Geometry& geometry, const Output& output) const;
+  // False if some float is not finite; the output is written all the same.
+  bool run(const Input& input, const Geometry& geometry, const Output& output) const;
+  void run(const uint8_t* codes, const Geometry& geometry, const Output& output) const {
+    run(Input{codes, nullptr}, geometry, output);
+  }
 
   const LayerShape& shape() const { return shape_; }
   Family family() const { return family_; }                  // of the first segment, where segments have families
@@ -97,7 +108,7 @@ class Layer {
 };
 
 // The drivers.
-void run_panels(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output);
 void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 

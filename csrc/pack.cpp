@@ -12,6 +12,7 @@ const char* family_name(Family family) {
     case Family::dot: return "dot";
     case Family::popcount: return "popcount";
     case Family::lut: return "lut";
+    case Family::lut6: return "lut6";
     default: return "depthwise";
   }
 }
@@ -39,6 +40,8 @@ std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, co
   const int popcount_rate = counts ? popcount.table->popcount->rate / (w * a) : 0;
   const bool looks_up = lut.table->lut && a <= kMaxLutBits && lut.table->lut->tile[a][1];
   const int lut_rate = looks_up ? lut.table->lut->rate / w : 0;
+  const Tier& lut6 = tier_with(tier, &KernelTable::lut6);
+  if (lut6.table->lut6 && a <= kMaxLut6Bits && lut6.table->lut6->rate[a] / w > std::max({dot_rate, lut_rate, popcount_rate}) && !getenv("NOLUT6")) return make_lut6(weights, lut6);
   if (popcount_rate > std::max(dot_rate, lut_rate)) return make_popcount(weights, popcount);
   if (lut_rate > dot_rate) return make_lut(weights, lut);
   return make_dot(weights, dot);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "threads.h"
 
@@ -12,8 +13,9 @@ constexpr int64_t kFloatWork = 64;  // of reading and converting a float, in pro
 
 // One segment in the original order: rows that share a scale are one run of floats, however short the rows are.
 bool quantize_runs(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
-  const int64_t total = task.rows * task.channels, run = task.channels * std::min(task.rows_per_scale, task.rows);
-  const SegmentQuantizer& s = task.segments[0];
+  const int64_t channels = task.quantizer->channels, total = task.rows * channels;
+  const int64_t run = channels * std::min(task.rows_per_scale, task.rows);
+  const SegmentQuantizer& s = task.quantizer->segments[0];
   std::atomic<bool> finite{true};
   parallel(threads_for(total * kFloatWork, total), [&](int share, int shares) {
     const Range mine = share_of(total, 64, share, shares);
@@ -26,22 +28,29 @@ bool quantize_runs(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
   return finite;
 }
 
+// The floats of a segment in stored order: in place where that is the original one.
+const float* stored_floats(const QuantizeTask& task, const SegmentQuantizer& s, int64_t row, float* buffer) {
+  const Quantizer& q = *task.quantizer;
+  const float* x = task.x + row * q.channels;
+  if (q.original.empty()) return x + s.first_channel;
+  const int32_t* original = q.original.data() + s.first_channel;
+  for (int c = 0; c < s.channels; ++c) buffer[c] = x[original[c]];
+  return buffer;
+}
+
 bool quantize_rows(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
-  const int channels = task.channels;
+  const int64_t channels = task.quantizer->channels;
   std::atomic<bool> finite{true};
   parallel(threads_for(task.rows * channels * kFloatWork, task.rows), [&](int share, int shares) {
     const Range mine = share_of(task.rows, 1, share, shares);
-    std::vector<float> stored(channels);
-    for (int64_t row = mine.begin; row < mine.end; ++row) {
-      const float* x = task.x + row * channels;
-      for (int c = 0; c < channels; ++c) stored[c] = x[task.original[c]];
-      for (const SegmentQuantizer& s : task.segments) {
+    std::vector<float> buffer(channels);
+    for (int64_t row = mine.begin; row < mine.end; ++row)
+      for (const SegmentQuantizer& s : task.quantizer->segments) {
         const float r = s.r_numerator / task.scales[row / task.rows_per_scale];
-        const int first = s.first_channel;
-        uint8_t* to = codes + row * channels + first;
-        if (!tier.table->quantize(stored.data() + first, s.channels, r, s.z, s.cmax, to)) finite = false;
+        const float* x = stored_floats(task, s, row, buffer.data());
+        if (!tier.table->quantize(x, s.channels, r, s.z, s.cmax, codes + row * channels + s.first_channel))
+          finite = false;
       }
-    }
   });
   return finite;
 }
@@ -52,7 +61,29 @@ bool quantize(const Tier& asked, const QuantizeTask& task, uint8_t* codes) {
   if (task.rows == 0) return true;
   const Tier& tier = tier_with(asked, &KernelTable::quantize);
   tier.counters.quantize.fetch_add(1, std::memory_order_relaxed);
-  return task.original ? quantize_rows(tier, task, codes) : quantize_runs(tier, task, codes);
+  const bool in_order = task.quantizer->original.empty();
+  return in_order ? quantize_runs(tier, task, codes) : quantize_rows(tier, task, codes);
+}
+
+bool quantize_gathered(const Tier& asked, const QuantizeTask& task, int segment, int64_t m0, int rows, int k_padded,
+                       uint8_t* gathered) {
+  static thread_local std::vector<float> buffer;
+  const Tier& tier = tier_with(asked, &KernelTable::quantize);
+  const SegmentQuantizer& s = task.quantizer->segments[segment];
+  if (!task.quantizer->original.empty()) buffer.resize(s.channels);
+  bool finite = true;
+  for (int i = 0; i < rows; ++i) {
+    const float* x = stored_floats(task, s, m0 + i, buffer.data());
+    const float r = s.r_numerator / task.scales[(m0 + i) / task.rows_per_scale];
+    for (int k = 0; k < k_padded; k += kBlock) {
+      uint8_t* codes = gathered + (int64_t(k) / kBlock * rows + i) * kRowStride;
+      const int count = std::clamp(s.channels - k, 0, kBlock);
+      finite &= tier.table->quantize(x + k, count, r, s.z, s.cmax, codes);
+      std::memset(codes + count, 0, std::min(kBlock, k_padded - k) - count);
+    }
+  }
+  tier.counters.quantize.fetch_add(1, std::memory_order_relaxed);
+  return finite;
 }
 
 void dynamic_scales(const Tier& asked, const float* x, int64_t groups, int64_t group_size, float factor,

@@ -14,19 +14,28 @@ struct SegmentQuantizer {
   float r_numerator = 1, z = 0, cmax = 255;
 };
 
-struct QuantizeTask {
-  const float* x = nullptr;  // [rows][channels], original order
-  int64_t rows = 0;
+// How floats of one tensor become codes.
+struct Quantizer {
   int channels = 0;
-  const int32_t* original =
-      nullptr;                    // [channels]: stored position -> original channel; null: the same, and one segment
+  std::vector<int32_t> original;  // [channels]: stored position -> original channel; empty: the same, and one segment
   std::vector<SegmentQuantizer> segments;
+};
+
+struct QuantizeTask {
+  const Quantizer* quantizer = nullptr;
+  const float* x = nullptr;       // [rows][channels], original order
+  int64_t rows = 0;
   const float* scales = nullptr;  // one per `rows_per_scale` rows
   int64_t rows_per_scale = 1;
 };
 
 // False if some value is not finite; the codes are written all the same.
 bool quantize(const Tier& tier, const QuantizeTask& task, uint8_t* codes);
+
+// The same for one segment of rows [m0, m0 + rows), straight into the form that gather_rows gives (conv2d.h), zeros up to
+// k_padded: a GEMM whose rows are read once need not store its codes anywhere else.
+bool quantize_gathered(const Tier& tier, const QuantizeTask& task, int segment, int64_t m0, int rows, int k_padded,
+                       uint8_t* gathered);
 
 // scales[i] = clamp(largest |x| of its rows * factor, 2^-100, 2^100): the `per_row` rule.
 void dynamic_scales(const Tier& tier, const float* x, int64_t groups, int64_t group_size, float factor, float* scales);

@@ -12,6 +12,7 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/dot.cpp
   ${SONIQ_CSRC}/popcount.cpp
   ${SONIQ_CSRC}/lut.cpp
+  ${SONIQ_CSRC}/lut6.cpp
   ${SONIQ_CSRC}/conv2d.cpp
   ${SONIQ_CSRC}/quantize.cpp
   ${SONIQ_CSRC}/kernels/reference/table.cpp)

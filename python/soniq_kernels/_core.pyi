@@ -1,4 +1,9 @@
-"""The compiled core: pointers and sizes, nothing is checked here. Private."""
+"""The compiled core: arrays and sizes, nothing is checked here. Private."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 def tiers() -> list[tuple[str, str, bool]]: ...
 def active_tier() -> str: ...
@@ -23,31 +28,38 @@ class Geometry:
     dilation_w: int
 
 class Output:
-    """Addresses of arrays that must outlive the call; 0 is null."""
+    """Where results go and what happens to them. Arrays must outlive the call; None is none."""
 
-    acc: int
-    y: int
-    codes: int
-    activation_scale: int
-    w_scale: int
-    bias: int
-    residual: int
-    residual_codes: int
-    residual_position: int
-    residual_alpha: int
-    residual_beta: int
-    residual_factor: int
-    post_scale: int
-    post_bias: int
-    r: int
-    z: int
-    cmax: int
-    position: int
+    def __init__(self, other: Output = ...) -> None: ...
+    acc: NDArray[Any] | None
+    y: NDArray[Any] | None
+    codes: NDArray[Any] | None
+    activation_scale: NDArray[Any] | None
+    w_scale: NDArray[Any] | None
+    bias: NDArray[Any] | None
+    residual: NDArray[Any] | None
+    residual_codes: NDArray[Any] | None
+    residual_position: NDArray[Any] | None
+    residual_alpha: NDArray[Any] | None
+    residual_beta: NDArray[Any] | None
+    residual_factor: NDArray[Any] | None
+    post_scale: NDArray[Any] | None
+    post_bias: NDArray[Any] | None
+    r: NDArray[Any] | None
+    z: NDArray[Any] | None
+    cmax: NDArray[Any] | None
+    position: NDArray[Any] | None
+    unit: float
     rows_per_scale: int
     rows_per_residual_scale: int
     activation: int
     lo: float
     hi: float
+
+class Quantizer:
+    def __init__(
+        self, channels: int, original: list[int], segments: list[tuple[int, int, float, float, float]]
+    ) -> None: ...
 
 _Grid = tuple[int, int, int, int]
 
@@ -60,10 +72,13 @@ class Layer:
         kernel_w: int,
         channels: int,
         segments: list[tuple[_Grid, _Grid, list[int]]],
-        streams: list[int],
+        streams: list[NDArray[np.uint8]],
         tier: str,
     ) -> None: ...
-    def run(self, codes: int, geometry: Geometry, output: Output) -> None: ...
+    def run(self, codes: NDArray[np.uint8], geometry: Geometry, output: Output) -> None: ...
+    def run_floats(
+        self, quantizer: Quantizer, x: NDArray[np.float32], scales: NDArray[np.float32], geometry: Geometry, output: Output
+    ) -> bool: ...
     @property
     def kernels(self) -> list[tuple[str, str, str]]: ...
     @property
@@ -74,15 +89,9 @@ class Layer:
     def tile(self) -> tuple[int, int]: ...
 
 def quantize(
-    tier: str,
-    x: int,
-    rows: int,
-    channels: int,
-    original: int,
-    segments: list[tuple[int, int, float, float, float]],
-    scales: int,
-    rows_per_scale: int,
-    codes: int,
+    tier: str, quantizer: Quantizer, x: NDArray[np.float32], scales: NDArray[np.float32], codes: NDArray[np.uint8]
 ) -> bool: ...
-def dynamic_scales(tier: str, x: int, groups: int, size: int, factor: float, scales: int) -> None: ...
-def all_finite(tier: str, x: int, count: int) -> bool: ...
+def dynamic_scales(
+    tier: str, x: NDArray[np.float32], groups: int, factor: float, scales: NDArray[np.float32]
+) -> None: ...
+def all_finite(tier: str, x: NDArray[np.float32]) -> bool: ...

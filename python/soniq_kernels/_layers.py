@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _arrays, _core
-from soniq_kernels.activations import MAX_SCALE, MIN_SCALE, Activations, quantize_activations, require_finite
+from soniq_kernels.activations import (
+    MAX_SCALE,
+    MIN_SCALE,
+    Activations,
+    refuse_not_finite,
+    require_finite,
+    scales_of,
+)
 from soniq_kernels.plans import Plan
 from soniq_kernels.weights import PackedWeights
 
@@ -58,6 +66,7 @@ _WHY = {
     "dot": "weights unpacked to bytes and multiplied by byte dot products, which serves every pair of widths",
     "popcount": "few planes on both sides, so bit planes are multiplied by AND and counted",
     "lut": "few weight planes, so four weight bits at a time look up exact sums of activations",
+    "lut6": "few weight planes and activations of few bits, so six weight bits at a time look up exact sums of activations",
     "depthwise": "one output per input channel, so lanes are channels",
 }
 
@@ -75,8 +84,20 @@ def require_packed(packed: Any) -> None:
         )
 
 
-def as_activations(x: Any, packed: PackedWeights, check_finite: bool) -> Activations:
-    """`x` as codes that `packed` can read: quantized on the way in where it is float32."""
+class Floats(NamedTuple):
+    """float32 [..., channels], C-contiguous, that a call quantizes on its way in, with these scales."""
+
+    array: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    check_finite: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+
+def operand(x: Any, packed: PackedWeights, check_finite: bool) -> Activations | Floats:
+    """`x` as `packed` can read it: codes of its plan, or floats with the scales that make them codes."""
     require_packed(packed)
     if isinstance(x, Activations):
         _require_same_plan(x, packed)
@@ -93,7 +114,7 @@ def as_activations(x: Any, packed: PackedWeights, check_finite: bool) -> Activat
             f"x has {got} channels (shape {array.shape}) but the packed weights have {packed.plan.channels}; pad x or "
             f"repack the weights"
         )
-    return quantize_activations(array, packed.plan, packed.activation_scale, check_finite)
+    return Floats(array, scales_of(array, packed.plan, packed.activation_scale), check_finite)
 
 
 def _require_same_plan(x: Activations, packed: PackedWeights) -> None:
@@ -110,19 +131,24 @@ def _require_same_plan(x: Activations, packed: PackedWeights) -> None:
 class Call:
     """Builds the core's Output and keeps the arrays it points to alive until the call is over."""
 
-    def __init__(self, x: Activations, packed: PackedWeights, shape: tuple[int, ...]) -> None:
+    def __init__(self, x: Activations | Floats, packed: PackedWeights, shape: tuple[int, ...]) -> None:
         self.x, self.packed, self.shape = x, packed, shape
-        self.rows = int(np.prod(shape[:-1], dtype=np.int64))
-        self.output = _core.Output()
+        self.rows = math.prod(shape[:-1])
+        self.output = packed.output()
         self._keep: list[NDArray[Any]] = []
 
     def run(self, geometry: _core.Geometry) -> None:
-        self.packed.layer().run(self.x.stored.ctypes.data, geometry, self.output)
+        x, layer = self.x, self.packed.layer()
+        if isinstance(x, Activations):
+            layer.run(x.stored, geometry, self.output)
+            return
+        finite = layer.run_floats(self.packed.plan.quantizer, x.array, x.scale, geometry, self.output)
+        if x.check_finite and not finite:
+            refuse_not_finite(x.array, "x")
 
-    def _point(self, name: str, array: NDArray[Any] | None) -> None:
-        if array is not None:
-            self._keep.append(array)
-            setattr(self.output, name, array.ctypes.data)
+    def _point(self, name: str, array: NDArray[Any]) -> None:
+        self._keep.append(array)
+        setattr(self.output, name, array)
 
     def integers(self) -> NDArray[np.int32]:
         acc = np.empty(self.shape, np.int32)
@@ -147,15 +173,8 @@ class Call:
         return Activations(stored, plan, np.array(scale, np.float32))
 
     def scales(self) -> None:
-        """Everything up to the bias."""
-        # scale * 2**E is exact: scales and exponents are bounded so that no product leaves the normal range.
-        scale = np.ascontiguousarray(self.x.scale * np.float32(2.0**self.packed.exponent)).ravel()
-        self._point("activation_scale", scale)
-        self.output.rows_per_scale = max(1, self.rows // max(1, scale.size))
-        self._point("w_scale", self.packed.scale)
-        self._point("bias", self.packed.bias)
-        self._point("post_scale", self.packed.post_scale)
-        self._point("post_bias", self.packed.post_bias)
+        self._point("activation_scale", self.x.scale)
+        self.output.rows_per_scale = max(1, self.rows // max(1, self.x.scale.size))
 
     def residual(self, residual: Any, check_finite: bool) -> None:
         if residual is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,28 +86,21 @@ def quantize_activations(x: Any, plan: Plan, scale: Any, check_finite: bool = Tr
     """
     array = _arrays.floats(x, "x")
     check_channels(array, plan, "x")
-    if isinstance(scale, str):
-        if scale != PER_ROW:
-            raise ValueError(f'scale is {scale!r}, expected a float or "per_row"')
-        array_scale = _dynamic_scales(array, plan)
-    else:
-        array_scale = scales(scale, array.shape)
+    array_scale = scales_of(array, plan, scale)
     stored = np.empty(array.shape, np.uint8)
-    rows = array.size // plan.channels
-    finite = _core.quantize(
-        _core.active_tier(),
-        array.ctypes.data,
-        rows,
-        plan.channels,
-        0 if plan.original is None else plan.original.ctypes.data,
-        plan.quantizers,
-        array_scale.ctypes.data,
-        max(1, rows // max(1, array_scale.size)),
-        stored.ctypes.data,
-    )
+    finite = _core.quantize(_core.active_tier(), plan.quantizer, array, array_scale, stored)
     if check_finite and not finite:
-        _refuse_not_finite(array, "x")
+        refuse_not_finite(array, "x")
     return Activations(stored, plan, array_scale)
+
+
+def scales_of(x: NDArray[np.float32], plan: Plan, scale: Any) -> NDArray[np.float32]:
+    """The scales that `x` is quantized with: given, or found by "per_row"."""
+    if not isinstance(scale, str):
+        return scales(scale, x.shape)
+    if scale != PER_ROW:
+        raise ValueError(f'scale is {scale!r}, expected a float or "per_row"')
+    return _dynamic_scales(x, plan)
 
 
 def _dynamic_scales(x: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
@@ -115,9 +108,7 @@ def _dynamic_scales(x: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
     result = np.empty(shape, np.float32)
     factor = plan.widest_activation.dynamic_factor
     if result.size:
-        _core.dynamic_scales(
-            _core.active_tier(), x.ctypes.data, result.size, x.size // result.size, float(factor), result.ctypes.data
-        )
+        _core.dynamic_scales(_core.active_tier(), x, result.size, float(factor), result)
     return result
 
 
@@ -159,11 +150,12 @@ def check_largest_codes(codes: NDArray[np.uint8], largest: NDArray[Any], name: s
 
 def require_finite(x: NDArray[np.float32], name: str) -> None:
     """Raises ValueError that names the first NaN or infinity."""
-    if x.size and not _core.all_finite(_core.active_tier(), x.ctypes.data, x.size):
-        _refuse_not_finite(x, name)
+    if x.size and not _core.all_finite(_core.active_tier(), x):
+        refuse_not_finite(x, name)
 
 
-def _refuse_not_finite(x: NDArray[np.float32], name: str) -> None:
+def refuse_not_finite(x: NDArray[np.float32], name: str) -> NoReturn:
+    """Raises ValueError that names the first NaN or infinity of an array that has one."""
     at = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
     raise ValueError(
         f"{name}{list(at)} is {x[at]}; every value must be finite (check_finite=False skips this check, NaN is then code 0)"

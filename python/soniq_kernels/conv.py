@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _arrays, _core
-from soniq_kernels._layers import Call, as_activations, explain, finish, require_packed
+from soniq_kernels._layers import Call, operand, explain, finish, require_packed
 from soniq_kernels.activations import Activations
 from soniq_kernels.weights import PackedWeights
 
@@ -66,9 +66,9 @@ def _call(
         x = _arrays.as_numpy(x, "x")
     if len(x.shape) != 4:
         raise ValueError(f"x has shape {x.shape}, expected NHWC [batch, height, width, channels]")
-    codes = as_activations(x, packed, check_finite)
-    geometry = _geometry(codes.shape, packed.kernel_size, stride, padding, dilation)
-    return Call(codes, packed, (codes.shape[0], geometry.out_h, geometry.out_w, packed.out_channels)), geometry
+    x = operand(x, packed, check_finite)
+    geometry = _geometry(x.shape, packed.kernel_size, stride, padding, dilation)
+    return Call(x, packed, (x.shape[0], geometry.out_h, geometry.out_w, packed.out_channels)), geometry
 
 
 def _geometry(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _core
-from soniq_kernels._layers import Call, Explanation, as_activations, explain, finish
+from soniq_kernels._layers import Call, Explanation, operand, explain, finish
 from soniq_kernels.activations import Activations
 from soniq_kernels.weights import PackedWeights
 
@@ -60,10 +60,10 @@ def linear(
 
 
 def _call(x: Any, packed: PackedWeights, check_finite: bool) -> tuple[Call, _core.Geometry]:
-    codes = as_activations(x, packed, check_finite)
+    x = operand(x, packed, check_finite)
     if len(packed.shape) != 2:
         raise ValueError(f"packed has shape {packed.shape}, a convolution; use conv.conv2d, or pack [N, K] weights")
-    call = Call(codes, packed, (*codes.shape[:-1], packed.out_channels))
+    call = Call(x, packed, (*x.shape[:-1], packed.out_channels))
     geometry = _core.Geometry()
     geometry.batch = call.rows
     return call, geometry

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soniq_kernels import _arrays
+from soniq_kernels import _arrays, _core
 
 GRIDS = ("bipolar", "unsigned", "signed", "ternary")
 MAX_OFFSET = 1023
@@ -252,17 +252,13 @@ class Plan:
         return inverse
 
     @cached_property
-    def original(self) -> NDArray[np.int32] | None:
-        """int32 `permutation` for the core; None where channels are stored in order."""
-        return None if self.in_order else self.permutation.astype(np.int32)
-
-    @cached_property
-    def quantizers(self) -> list[tuple[int, int, float, float, float]]:
-        """(first channel, channels, r * scale, z, largest code) of each segment, for the core."""
-        return [
+    def quantizer(self) -> _core.Quantizer:
+        """How the core turns floats of this tensor into codes."""
+        segments = [
             (first, s.channels, s.a.r_numerator, s.a.z, float(s.a.cmax))
             for first, s in zip(self.first_channels, self.segments, strict=True)
         ]
+        return _core.Quantizer(self.channels, [] if self.in_order else self.permutation.tolist(), segments)
 
     @property
     def in_order(self) -> bool:
@@ -281,6 +277,8 @@ class Plan:
 
     def same_activations(self, other: Plan) -> bool:
         """Whether codes quantized for this plan can be read by weights packed for the other."""
+        if self is other:
+            return True
         mine, theirs = ([(s.a, s.channels) for s in p.segments] for p in (self, other))
         return mine == theirs and bool(np.array_equal(self.permutation, other.permutation))
 

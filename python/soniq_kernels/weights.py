@@ -49,6 +49,7 @@ class PackedWeights:
         self.post_bias = post_bias
         self.scales_at_bits = scales_at_bits or {}
         self._layers: dict[str, _core.Layer] = {}
+        self._output: tuple[_core.Output, dict[str, Any]] | None = None
 
     # ---- sizes -----------------------------------------------------------------------------------------------------
     @property
@@ -153,13 +154,26 @@ class PackedWeights:
             segments = [_segment_tuple(self.plan, i, self.groups) for i in range(len(self.plan.segments))]
             self._layers[tier] = _core.Layer(
                 self.out_channels, self.groups, *self.kernel_size, self.plan.channels, segments,
-                [s.ctypes.data for s in streams], tier,
+                streams, tier,
             )  # fmt: skip
         return self._layers[tier]
 
+    def output(self) -> _core.Output:
+        """What the core does with the integers as far as this layer decides it: a copy that the caller completes."""
+        parts = {
+            "w_scale": self.scale, "bias": self.bias, "post_scale": self.post_scale, "post_bias": self.post_bias
+        }  # fmt: skip
+        if self._output is None or any(self._output[1][name] is not part for name, part in parts.items()):
+            output = _core.Output()
+            output.unit = 2.0**self.exponent
+            for name, part in parts.items():
+                setattr(output, name, part)
+            self._output = output, parts
+        return _core.Output(self._output[0])
+
     def __getstate__(self) -> dict[str, Any]:
         self._portable("pickling")
-        return {**self.__dict__, "_layers": {}}
+        return {**self.__dict__, "_layers": {}, "_output": None}
 
     def __repr__(self) -> str:
         return f"PackedWeights{self.shape}, {self.plan}"

@@ -301,23 +301,23 @@ void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
 
 // ---- quantize ----------------------------------------------------------------------------------------------------------
 struct QuantizeCase {
+  Quantizer quantizer;
   QuantizeTask task;
   Floats x, scales;
-  Ints original;
   Bytes codes;
 };
 
 QuantizeCase read_quantize(Reader& in) {
   QuantizeCase c;
   c.task.rows = in.integer();
-  c.task.channels = in.integer();
+  c.quantizer.channels = in.integer();
   c.x = in.array<float>();
-  c.original = in.array<int32_t>();
+  c.quantizer.original = in.array<int32_t>();
   for (int segments = in.integer(); segments > 0; --segments) {
     SegmentQuantizer s;
     for (int* field : {&s.first_channel, &s.channels}) *field = in.integer();
     for (float* field : {&s.r_numerator, &s.z, &s.cmax}) *field = in.real();
-    c.task.segments.push_back(s);
+    c.quantizer.segments.push_back(s);
   }
   c.scales = in.array<float>();
   c.task.rows_per_scale = in.integer();
@@ -328,7 +328,7 @@ QuantizeCase read_quantize(Reader& in) {
 void check_quantize(const QuantizeCase& c, const Tier& tier, Report& report) {
   QuantizeTask task = c.task;
   task.x = c.x.data();
-  task.original = or_null(c.original);
+  task.quantizer = &c.quantizer;
   task.scales = c.scales.data();
   Guarded<uint8_t> codes(c.codes.size());
   quantize(tier, task, codes.data());

@@ -13,6 +13,7 @@ const KernelTable avx2_table = {quantize,
                                 depthwise,
                                 &kDotFamily<Avx2Dot>,
                                 /*popcount=*/nullptr,
-                                &kAvx2Lut};
+                                &kAvx2Lut,
+                                /*lut6=*/nullptr};
 
 }  // namespace soniq

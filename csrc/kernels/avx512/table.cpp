@@ -12,6 +12,7 @@ const KernelTable avx512_table = {quantize,
                                   depthwise,
                                   &kDotFamily<Avx512Dot>,
                                   /*popcount=*/nullptr,
-                                  /*lut=*/nullptr};
+                                  /*lut=*/nullptr,
+                                  /*lut6=*/nullptr};
 
 }  // namespace soniq

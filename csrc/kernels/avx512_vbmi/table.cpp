@@ -1,5 +1,6 @@
 // The tier adds vector population counts (popcount) and byte permutes (lut); every other slot is served by avx512.
 #include "kernels/avx512_vbmi/lut.h"
+#include "kernels/avx512_vbmi/lut6.h"
 #include "kernels/avx512_vbmi/popcount.h"
 
 namespace soniq {
@@ -8,6 +9,6 @@ extern const KernelTable avx512_vbmi_table;
 const KernelTable avx512_vbmi_table = {
     /*quantize=*/nullptr,  /*abs_max=*/nullptr, /*all_finite=*/nullptr, /*sum_bytes=*/nullptr,
     /*epilogue=*/nullptr,
-    /*depthwise=*/nullptr, /*dot=*/nullptr,     &kAvx512Popcount,       &kVbmiLut};
+    /*depthwise=*/nullptr, /*dot=*/nullptr,     &kAvx512Popcount,       &kVbmiLut, &kVbmiLut6};
 
 }  // namespace soniq

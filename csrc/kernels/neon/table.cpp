@@ -12,6 +12,7 @@ const KernelTable neon_table = {quantize,
                                 depthwise,
                                 &kDotFamily<NeonDot>,
                                 /*popcount=*/nullptr,
-                                /*lut=*/nullptr};
+                                /*lut=*/nullptr,
+                                  /*lut6=*/nullptr};
 
 }  // namespace soniq

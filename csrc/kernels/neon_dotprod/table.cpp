@@ -12,6 +12,7 @@ const KernelTable neon_dotprod_table = {quantize,
                                         depthwise,
                                         &kDotFamily<NeonDotprodDot>,
                                         /*popcount=*/nullptr,
-                                        /*lut=*/nullptr};
+                                        /*lut=*/nullptr,
+                                  /*lut6=*/nullptr};
 
 }  // namespace soniq

@@ -144,6 +144,7 @@ const KernelTable reference_table = {quantize,
                                      /*depthwise=*/nullptr,
                                      /*dot=*/nullptr,
                                      /*popcount=*/nullptr,
-                                     /*lut=*/nullptr};
+                                     /*lut=*/nullptr,
+                                  /*lut6=*/nullptr};
 
 }  // namespace soniq
