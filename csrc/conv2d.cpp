@@ -206,7 +206,7 @@ void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geo
         for (int c = segment.first_channel; c < segment.first_channel + segment.channels; ++c)
           sums[original[c]] = uint32_t(stored[c]) << shift;
       }
-      epilogue(sums.data(), shape.channels, &no_row_term, m, 1, 0, shape.outputs);
+      epilogue({sums.data(), 0, shape.channels}, &no_row_term, m, 1, 0, shape.outputs);
     }
   });
   tier.counters.depthwise.fetch_add(1, std::memory_order_relaxed);

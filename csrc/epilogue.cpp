@@ -48,15 +48,16 @@ void TileEpilogue::take_rows(int64_t m0, int rows) {
   }
 }
 
-void TileEpilogue::operator()(const uint32_t* sums, int64_t ld, const uint32_t* row_terms, int64_t m0, int rows, int n0,
+void TileEpilogue::operator()(const PanelSums& sums, const uint32_t* row_terms, int64_t m0, int rows, int n0,
                               int cols) {
   const int outputs = layer_.shape().outputs;
   take_rows(m0, rows);
   const auto at = [n0](const auto* p) { return p ? p + n0 : nullptr; };
   const int64_t first = m0 * outputs + n0;
   EpilogueTile tile{};
-  tile.sums = sums;
-  tile.ld = ld;
+  tile.sums = sums.first;
+  tile.panel_stride = sums.stride;
+  tile.panel_cols = sums.columns;
   tile.rows = rows;
   tile.cols = cols;
   tile.first_column = n0;

@@ -16,17 +16,16 @@
 namespace soniq {
 namespace {
 
-#ifndef L2B
-#define L2B 18
-#endif
-const int64_t kGatherBytes = getenv("L2B") ? atoi(getenv("L2B"))*1024 : 1<<18;  // gathered rows, planes or tables stay in L2 while all panels pass
+constexpr int64_t kGatherBytes = 640 << 10;  // gathered rows, planes or tables stay in L2 while all panels pass
 constexpr int kMaxRows = 384;
+constexpr int kPanelsTogether = 4;
 
 int div_up(int n, int unit) { return (n + unit - 1) / unit; }
 
-// Spans are powers of two: those of narrower kernels divide the widest.
+// Panels that are finished together: a result is written in runs of so many columns. Spans are powers of two: those of
+// narrower kernels divide the widest.
 int span_of(const Layer& layer) {
-  int span = 1;
+  int span = kPanelsTogether;
   for (int g = 0; g < layer.shape().groups; ++g)
     for (int s = 0; s < layer.segments(); ++s) span = std::max(span, layer.kernel(g, s).span());
   return span;
@@ -96,10 +95,9 @@ class PanelRun {
         kernel.multiply(span * narrower + i, activations[s], rows, layer_.shift(s),
                         sums + i * kernel.span() * panel_sums);
     }
-    const int outputs = layer_.shape().group_outputs();
-    for (int i = 0, n0 = span * panels_ * columns_; i < panels_ && n0 < outputs; ++i, n0 += columns_)
-      epilogue_(sums + i * panel_sums, columns_, row_terms_.data(), m0, rows, group * outputs + n0,
-                std::min(columns_, outputs - n0));
+    const int outputs = layer_.shape().group_outputs(), n0 = span * panels_ * columns_;
+    epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, rows, group * outputs + n0,
+              std::min(panels_ * columns_, outputs - n0));
   }
 
   void gather(int64_t m0, int rows, int group, const uint8_t** activations) {

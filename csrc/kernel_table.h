@@ -29,8 +29,9 @@ enum class Activation : int { none = 0, relu = 1, relu6 = 2, hardtanh = 3 };
 
 // One tile of sums and everything that happens to it, in the contract's order. Pointers that may be null say so.
 struct EpilogueTile {
-  const uint32_t* sums;  // [rows][ld]
-  int64_t ld;
+  const uint32_t* sums;  // panels panel_stride apart, each [rows][panel_cols]
+  int64_t panel_stride;
+  int panel_cols;
   int rows, cols;
   int first_column;           // of the tile
   const uint32_t* row_terms;  // [rows]; acc = sums + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
@@ -117,7 +118,7 @@ struct LutFamily {
 };
 
 // ---- lut6 family: the same with six activations and 64 sums a table ----------------------------------------------------
-constexpr int kMaxLut6Bits = 4;     // of activations
+constexpr int kMaxLut6Bits = 4;       // of activations
 constexpr int kLut6Stride = 89 * 64;  // bytes between two rows of tables: 86 groups a block, written four at a time
 // Codes of one row to tables of 64 bytes a group of six.
 using Lut6TablesFn = void (*)(const uint8_t* codes, int groups, uint8_t* tables);
@@ -128,7 +129,7 @@ using Lut6TileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int g
 struct Lut6Family {
   const char* name;
   int columns, tile_rows;
-  int rate[kMaxLut6Bits + 1];  // products a cycle of one weight plane, by a_bits
+  int rate[kMaxLut6Bits + 1];                           // products a cycle of one weight plane, by a_bits
   Lut6TablesFn tables;
   Lut6TileFn tile[kMaxLut6Bits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
 };

@@ -17,8 +17,8 @@ namespace soniq {
 
 // What a layer reads: codes in stored order, or floats that it quantizes on the way in.
 struct Input {
-  const uint8_t* codes = nullptr;         // [batch][in_h][in_w][channels], or
-  const QuantizeTask* floats = nullptr;   // one row a pixel
+  const uint8_t* codes = nullptr;        // [batch][in_h][in_w][channels], or
+  const QuantizeTask* floats = nullptr;  // one row a pixel
 };
 
 // What the caller wants of the integers; pointers that may be null say so. Outputs are [rows][outputs], dense.
@@ -136,12 +136,19 @@ inline int64_t tap_pixel(const Geometry& g, const OutputPosition& p, int tap_h, 
   return (int64_t(p.image) * g.in_h + h) * g.in_w + w;
 }
 
+// Sums of neighbouring panels, each [rows][columns].
+struct PanelSums {
+  const uint32_t* first;
+  int64_t stride;
+  int columns;
+};
+
 // Fills the parts of a tile's description that every family shares, for rows [m0, m0 + rows) and columns [n0, ...).
 class TileEpilogue {
  public:
   TileEpilogue(const Layer& layer, const Output& output, const Geometry& geometry, const BorderTable* border);
-  // sums [rows][ld]; row_terms [rows].
-  void operator()(const uint32_t* sums, int64_t ld, const uint32_t* row_terms, int64_t m0, int rows, int n0, int cols);
+  // row_terms [rows]
+  void operator()(const PanelSums& sums, const uint32_t* row_terms, int64_t m0, int rows, int n0, int cols);
 
  private:
   void take_rows(int64_t m0, int rows);

@@ -41,7 +41,9 @@ std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, co
   const bool looks_up = lut.table->lut && a <= kMaxLutBits && lut.table->lut->tile[a][1];
   const int lut_rate = looks_up ? lut.table->lut->rate / w : 0;
   const Tier& lut6 = tier_with(tier, &KernelTable::lut6);
-  if (lut6.table->lut6 && a <= kMaxLut6Bits && lut6.table->lut6->rate[a] / w > std::max({dot_rate, lut_rate, popcount_rate}) && !getenv("NOLUT6")) return make_lut6(weights, lut6);
+  if (lut6.table->lut6 && a <= kMaxLut6Bits &&
+      lut6.table->lut6->rate[a] / w > std::max({dot_rate, lut_rate, popcount_rate}) && !getenv("NOLUT6"))
+    return make_lut6(weights, lut6);
   if (popcount_rate > std::max(dot_rate, lut_rate)) return make_popcount(weights, popcount);
   if (lut_rate > dot_rate) return make_lut(weights, lut);
   return make_dot(weights, dot);

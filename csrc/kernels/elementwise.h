@@ -2,8 +2,6 @@
 // Included by each tier's table.cpp inside its own flags. Anonymous namespace: the linker must never take one tier's
 // copy for all. The loops are written so that no step can be fused or reordered: each statement rounds once to float32
 // (-ffp-contract=off), selects keep their NaN side, integers wrap modulo 2^32.
-//
-// Cost a value on AVX-512, 16 lanes: quantize 1 load, mul, add, max, min, convert, narrow: about 7 / 16 instructions.
 #pragma once
 
 #include <cstdint>
@@ -26,16 +24,6 @@ inline int32_t not_finite(const float* x) {
   return (bits & 0x7f800000) == 0x7f800000;
 }
 
-bool quantize(const float* __restrict x, int64_t count, float r, float z, float cmax, uint8_t* __restrict codes) {
-  int32_t bad = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const float product = x[i] * r;
-    codes[i] = uint8_t(int32_t(clamp_code(product + z, cmax)));
-    bad |= not_finite(x + i);
-  }
-  return bad == 0;
-}
-
 // Bits of |x| order as integers do, and integer maxima may be taken in any order; NaN sorts above infinity and is left out.
 float abs_max(const float* __restrict x, int64_t count) {
   int32_t most = 0;
@@ -55,20 +43,6 @@ bool all_finite(const float* __restrict x, int64_t count) {
   int32_t bad = 0;
   for (int64_t i = 0; i < count; ++i) bad |= not_finite(x + i);
   return bad == 0;
-}
-
-int32_t sum_bytes(const uint8_t* __restrict bytes, int64_t count) {
-  // Even and odd bytes of a word as four 16-bit sums: 128 words of at most 2 * 255 each stay below 2^16.
-  constexpr uint64_t even = 0x00ff00ff00ff00ff;
-  uint64_t sums_u16x4 = 0;
-  for (int64_t i = 0; i < count; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes + i, 8);
-    sums_u16x4 += (word & even) + ((word >> 8) & even);
-  }
-  int32_t sum = 0;
-  for (int lane = 0; lane < 4; ++lane) sum += int32_t(sums_u16x4 >> (16 * lane) & 0xffff);
-  return sum;
 }
 
 void depthwise(const int16_t* __restrict levels, int64_t levels_ld, const uint8_t* const* pixels, int taps,
@@ -108,7 +82,8 @@ constexpr int kRun = 32;
 }
 
 [[gnu::always_inline]] inline void integers(const EpilogueTile& t, int row, int first, int n, int32_t* __restrict acc) {
-  const uint32_t* __restrict sums = t.sums + row * t.ld + first;
+  const int panel = first / t.panel_cols, in_panel = first % t.panel_cols;
+  const uint32_t* __restrict sums = t.sums + panel * t.panel_stride + int64_t(row) * t.panel_cols + in_panel;
   const uint32_t* __restrict column = t.column_terms[row] + t.first_column + first;
   const uint32_t row_term = t.row_terms[row];
   for (int j = 0; j < n; ++j) acc[j] = int32_t(sums[j] + row_term + column[j]);
@@ -165,12 +140,51 @@ template <class T>
     store_codes(t, row, first, n, y);
 }
 
+inline int min_of(int a, int b) { return a < b ? a : b; }
+
+// A row of all panels before the next one: the result is written in long runs.
+template <class Whole>
+[[gnu::always_inline]] inline void for_each_run(const EpilogueTile& t, Whole&& whole_run) {
+  for (int row = 0; row < t.rows; ++row)
+    for (int first = 0, n; first < t.cols; first += n) {
+      n = min_of(t.cols - first, min_of(kRun, t.panel_cols - first % t.panel_cols));
+      if (n == kRun)
+        whole_run(row, first);
+      else
+        finish_run(t, row, first, n);
+    }
+}
+
+// What most layers want, without asking at every run what else there might be.
+template <bool Bias, bool Relu>
+void scaled_floats(const EpilogueTile& tile) {
+  const EpilogueTile t = tile;
+  for_each_run(t, [&t](int row, int first) __attribute__((always_inline)) {
+    const uint32_t* __restrict sums =
+        t.sums + first / t.panel_cols * t.panel_stride + int64_t(row) * t.panel_cols + first % t.panel_cols;
+    const uint32_t* __restrict column = t.column_terms[row] + t.first_column + first;
+    const float* __restrict scale = t.w_scale + first;
+    const float* __restrict bias = Bias ? t.bias + first : nullptr;
+    float* __restrict out = t.y + row * t.out_ld + first;
+    const uint32_t row_term = t.row_terms[row];
+    const float row_scale = t.row_scale[row];
+    for (int j = 0; j < kRun; ++j) {
+      float y = float(int32_t(sums[j] + row_term + column[j])) * row_scale;
+      y *= scale[j];
+      if (Bias) y += bias[j];
+      if (Relu) y = y > 0.0f ? y : 0.0f;
+      out[j] = y;
+    }
+  });
+}
+
 void epilogue(const EpilogueTile& t) {
-  for (int row = 0; row < t.rows; ++row) {
-    int first = 0;
-    for (; first + kRun <= t.cols; first += kRun) finish_run(t, row, first, kRun);
-    if (first < t.cols) finish_run(t, row, first, t.cols - first);
-  }
+  const bool plain = t.y && !t.acc && !t.residual && !t.post_scale && !t.post_bias;
+  if (plain && t.activation == Activation::none)
+    return t.bias ? scaled_floats<true, false>(t) : scaled_floats<false, false>(t);
+  if (plain && t.activation == Activation::relu)
+    return t.bias ? scaled_floats<true, true>(t) : scaled_floats<false, true>(t);
+  for_each_run(t, [&t](int row, int first) { finish_run(t, row, first, kRun); });
 }
 
 }  // namespace

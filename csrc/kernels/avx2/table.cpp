@@ -1,6 +1,7 @@
 #include "kernels/avx2/dot.h"
 #include "kernels/avx2/lut.h"
 #include "kernels/elementwise.h"
+#include "kernels/quantize_loop.h"
 
 namespace soniq {
 

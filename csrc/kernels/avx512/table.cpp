@@ -1,15 +1,11 @@
 #include "kernels/avx512/dot.h"
+#include "kernels/avx512/quantize.h"
 #include "kernels/elementwise.h"
 
 namespace soniq {
 
 extern const KernelTable avx512_table;
-const KernelTable avx512_table = {quantize,
-                                  abs_max,
-                                  all_finite,
-                                  sum_bytes,
-                                  epilogue,
-                                  depthwise,
+const KernelTable avx512_table = {quantize_avx512,        abs_max, all_finite, sum_bytes_avx512, epilogue, depthwise,
                                   &kDotFamily<Avx512Dot>,
                                   /*popcount=*/nullptr,
                                   /*lut=*/nullptr,

@@ -6,9 +6,15 @@
 namespace soniq {
 
 extern const KernelTable avx512_vbmi_table;
-const KernelTable avx512_vbmi_table = {
-    /*quantize=*/nullptr,  /*abs_max=*/nullptr, /*all_finite=*/nullptr, /*sum_bytes=*/nullptr,
-    /*epilogue=*/nullptr,
-    /*depthwise=*/nullptr, /*dot=*/nullptr,     &kAvx512Popcount,       &kVbmiLut, &kVbmiLut6};
+const KernelTable avx512_vbmi_table = {/*quantize=*/nullptr,
+                                       /*abs_max=*/nullptr,
+                                       /*all_finite=*/nullptr,
+                                       /*sum_bytes=*/nullptr,
+                                       /*epilogue=*/nullptr,
+                                       /*depthwise=*/nullptr,
+                                       /*dot=*/nullptr,
+                                       &kAvx512Popcount,
+                                       &kVbmiLut,
+                                       &kVbmiLut6};
 
 }  // namespace soniq

@@ -1,4 +1,5 @@
 #include "kernels/elementwise.h"
+#include "kernels/quantize_loop.h"
 #include "kernels/neon_dotprod/dot.h"
 
 namespace soniq {
@@ -13,6 +14,6 @@ const KernelTable neon_dotprod_table = {quantize,
                                         &kDotFamily<NeonDotprodDot>,
                                         /*popcount=*/nullptr,
                                         /*lut=*/nullptr,
-                                  /*lut6=*/nullptr};
+                                        /*lut6=*/nullptr};
 
 }  // namespace soniq

@@ -8,6 +8,6 @@ const KernelTable neon_i8mm_table = {
     /*quantize=*/nullptr, /*abs_max=*/nullptr,   /*all_finite=*/nullptr,      /*sum_bytes=*/nullptr,
     /*epilogue=*/nullptr, /*depthwise=*/nullptr, /*dot=*/&kNeonI8mmDotFamily, /*popcount=*/nullptr,
     /*lut=*/nullptr,
-                                  /*lut6=*/nullptr};
+    /*lut6=*/nullptr};
 
 }  // namespace soniq

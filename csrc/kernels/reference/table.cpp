@@ -53,7 +53,8 @@ float activate(float y, const EpilogueTile& t) {
 }
 
 void epilogue_one(const EpilogueTile& t, int m, int n) {
-  const int32_t acc = int32_t(t.sums[m * t.ld + n] + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
+  const uint32_t sum = t.sums[n / t.panel_cols * t.panel_stride + int64_t(m) * t.panel_cols + n % t.panel_cols];
+  const int32_t acc = int32_t(sum + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
   if (t.acc) {
     t.acc[m * t.out_ld + n] = acc;
     return;
@@ -130,7 +131,7 @@ void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geo
     for (int64_t m = mine.begin; m < mine.end; ++m) {
       const OutputPosition p = output_position(geometry, m);
       for (int n = 0; n < outputs; ++n) sums[n] = uint32_t(dot_product(layer, geometry, codes, p, n, weights[n]));
-      epilogue(sums.data(), outputs, &no_row_term, m, 1, 0, outputs);
+      epilogue({sums.data(), 0, outputs}, &no_row_term, m, 1, 0, outputs);
     }
   });
 }
@@ -145,6 +146,6 @@ const KernelTable reference_table = {quantize,
                                      /*dot=*/nullptr,
                                      /*popcount=*/nullptr,
                                      /*lut=*/nullptr,
-                                  /*lut6=*/nullptr};
+                                     /*lut6=*/nullptr};
 
 }  // namespace soniq
