@@ -39,7 +39,7 @@ using SegmentTuple = std::tuple<GridTuple, GridTuple, std::vector<int>>;
 
 std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int kernel_w, int channels,
                                   const std::vector<SegmentTuple>& segments, const std::vector<py::array>& streams,
-                                  const std::string& tier) {
+                                  const std::string& tier, const std::vector<std::string>& families) {
   LayerShape shape{outputs, groups, kernel_h, kernel_w, channels, {}};
   int first = 0;
   for (const auto& [w, a, group_start] : segments) {
@@ -48,8 +48,10 @@ std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int ker
   }
   std::vector<const uint8_t*> codes;
   for (const py::array& s : streams) codes.push_back(pointer<const uint8_t>(s));
+  std::vector<Family> chosen;
+  for (const std::string& name : families) chosen.push_back(family_of(name));
   py::gil_scoped_release release;
-  return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier));
+  return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier), chosen);
 }
 
 // (first_channel, channels, r_numerator, z, cmax)
@@ -99,6 +101,14 @@ py::list kernels_of(const Layer& layer) {
   return list;
 }
 
+// (family, tier whose kernel it is, products a cycle)
+py::list candidate_list(const std::string& tier, int w_bits, int a_bits) {
+  py::list list;
+  for (const Candidate& c : candidates(usable_tier(tier), w_bits, a_bits))
+    list.append(py::make_tuple(family_name(c.family), c.tier->name, c.rate));
+  return list;
+}
+
 py::list tier_list() {
   py::list list;
   for (const Tier* t : tiers()) list.append(py::make_tuple(t->name, t->needs, t->usable));
@@ -119,6 +129,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("tiers", &tier_list, "(name, what it needs, usable) of every tier built, slowest first");
   m.def("active_tier", [] { return active_tier().name; });
   m.def("set_active_tier", [](const std::string& name) { set_active_tier(usable_tier(name)); });
+  m.def("candidates", &candidate_list, "(family, tier, products a cycle) for a pair of widths, fastest first");
   m.def("cpu_name", &cpu_name);
   m.def("kernel_counts", &kernel_counts, "kernel name -> runs in this process, for every usable tier");
   m.def("get_num_threads", &num_threads);
@@ -165,7 +176,8 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Layer>(m, "Layer")
       .def(py::init(&make_layer), py::arg("outputs"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
-           py::arg("channels"), py::arg("segments"), py::arg("streams"), py::arg("tier"))
+           py::arg("channels"), py::arg("segments"), py::arg("streams"), py::arg("tier"),
+           py::arg("families") = std::vector<std::string>())
       .def("run", &run, py::arg("codes"), py::arg("geometry"), py::arg("output"))
       .def("run_floats", &run_floats, py::arg("quantizer"), py::arg("x"), py::arg("scales"), py::arg("geometry"),
            py::arg("output"))

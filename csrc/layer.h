@@ -62,8 +62,9 @@ struct BorderTable {
 
 class Layer {
  public:
-  // streams[s]: codes of segment s, [output][tap][channel of the output's group].
-  Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier);
+  // streams[s]: codes of segment s, [output][tap][channel of the output's group]. families: one a segment, of its
+  // candidates; none: those with the highest ceilings.
+  Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families = {});
 
   // False if some float is not finite; the output is written all the same.
   bool run(const Input& input, const Geometry& geometry, const Output& output) const;
@@ -90,7 +91,7 @@ class Layer {
 
  private:
   Family choose_family();
-  void build_kernels(const uint8_t* const* streams);
+  void build_kernels(const uint8_t* const* streams, const std::vector<Family>& families);
   void build_levels(const uint8_t* const* streams);
   void copy_streams(const uint8_t* const* streams);
   void sum_taps(const uint8_t* const* streams);

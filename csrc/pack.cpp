@@ -1,20 +1,31 @@
 // From streams of codes to what a tier's kernels read: panels by family, levels, and the constants of the algebra.
 #include <algorithm>
+#include <stdexcept>
 
 #include "layer.h"
 #include "threads.h"
 
 namespace soniq {
 
+namespace {
+
+constexpr std::pair<Family, const char*> kFamilyNames[] = {
+    {Family::reference, "reference"}, {Family::dot, "dot"},
+    {Family::popcount, "popcount"},   {Family::lut, "lut"},
+    {Family::lut6, "lut6"},           {Family::depthwise, "depthwise"}};
+
+}  // namespace
+
 const char* family_name(Family family) {
-  switch (family) {
-    case Family::reference: return "reference";
-    case Family::dot: return "dot";
-    case Family::popcount: return "popcount";
-    case Family::lut: return "lut";
-    case Family::lut6: return "lut6";
-    default: return "depthwise";
-  }
+  for (const auto& [known, name] : kFamilyNames)
+    if (known == family) return name;
+  return "";
+}
+
+Family family_of(const std::string& name) {
+  for (const auto& [family, known] : kFamilyNames)
+    if (name == known) return family;
+  throw std::invalid_argument("there is no kernel family " + name);
 }
 
 void SegmentKernel::build(int outputs, int columns, int64_t bytes_each,
@@ -28,25 +39,31 @@ void SegmentKernel::build(int outputs, int columns, int64_t bytes_each,
   });
 }
 
-// The highest ceiling in products a cycle wins: dot has one rate for all widths, popcount pays for every pair of planes,
-// lut for every weight plane.
-std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Tier& tier) {
-  const int w = weights.w_bits, a = weights.a_bits;
+// dot has one rate for all widths, popcount pays for every pair of planes, the tables for every weight plane.
+std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
+  std::vector<Candidate> found;
   const Tier& dot = tier_with(tier, &KernelTable::dot);
+  if (dot.table->dot) found.push_back({Family::dot, &dot, dot.table->dot->rate});
   const Tier& popcount = tier_with(tier, &KernelTable::popcount);
+  if (popcount.table->popcount && popcount.table->popcount->planes[a])
+    found.push_back({Family::popcount, &popcount, popcount.table->popcount->rate / (w * a)});
   const Tier& lut = tier_with(tier, &KernelTable::lut);
-  const bool counts = popcount.table->popcount && popcount.table->popcount->planes[a];
-  const int dot_rate = dot.table->dot->rate;
-  const int popcount_rate = counts ? popcount.table->popcount->rate / (w * a) : 0;
-  const bool looks_up = lut.table->lut && a <= kMaxLutBits && lut.table->lut->tile[a][1];
-  const int lut_rate = looks_up ? lut.table->lut->rate / w : 0;
+  if (lut.table->lut && a <= kMaxLutBits && lut.table->lut->tile[a][1])
+    found.push_back({Family::lut, &lut, lut.table->lut->rate / w});
   const Tier& lut6 = tier_with(tier, &KernelTable::lut6);
-  if (lut6.table->lut6 && a <= kMaxLut6Bits &&
-      lut6.table->lut6->rate[a] / w > std::max({dot_rate, lut_rate, popcount_rate}) && !getenv("NOLUT6"))
-    return make_lut6(weights, lut6);
-  if (popcount_rate > std::max(dot_rate, lut_rate)) return make_popcount(weights, popcount);
-  if (lut_rate > dot_rate) return make_lut(weights, lut);
-  return make_dot(weights, dot);
+  if (lut6.table->lut6 && a <= kMaxLut6Bits && lut6.table->lut6->tile[a][1])
+    found.push_back({Family::lut6, &lut6, lut6.table->lut6->rate[a] / w});
+  std::stable_sort(found.begin(), found.end(), [](const Candidate& x, const Candidate& y) { return x.rate > y.rate; });
+  return found;
+}
+
+std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Candidate& candidate) {
+  switch (candidate.family) {
+    case Family::popcount: return make_popcount(weights, *candidate.tier);
+    case Family::lut: return make_lut(weights, *candidate.tier);
+    case Family::lut6: return make_lut6(weights, *candidate.tier);
+    default: return make_dot(weights, *candidate.tier);
+  }
 }
 
 namespace {
@@ -61,11 +78,11 @@ uint32_t term_of_tap(const Segment& s, int exponent, const uint8_t* codes, int c
 
 }  // namespace
 
-Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier)
+Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families)
     : shape_(std::move(shape)), tier_(tier), kernel_tier_(&tier), family_(choose_family()) {
   if (family_ == Family::depthwise) build_levels(streams);
   if (family_ == Family::dot) {
-    build_kernels(streams);
+    build_kernels(streams, families);
     sum_taps(streams);
   }
   if (family_ == Family::reference) copy_streams(streams);
@@ -81,14 +98,28 @@ Family Layer::choose_family() {
   return Family::depthwise;
 }
 
-void Layer::build_kernels(const uint8_t* const* streams) {
+namespace {
+
+// The family asked for, else the one with the highest ceiling.
+Candidate candidate(const Tier& tier, const Segment& segment, const Family* asked) {
+  const std::vector<Candidate> all = candidates(tier, segment.weight.bits, segment.activation.bits);
+  if (!asked) return all.front();
+  for (const Candidate& c : all)
+    if (c.family == *asked) return c;
+  throw std::invalid_argument(std::string(family_name(*asked)) + " does not serve these widths on " + tier.name);
+}
+
+}  // namespace
+
+void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Family>& families) {
   std::vector<const uint8_t*> at(streams, streams + segments());
   for (int g = 0; g < shape_.groups; ++g)
     for (int s = 0; s < segments(); ++s) {
       const Segment& segment = shape_.segments[s];
       const CodeMatrix weights{at[s], shape_.group_outputs(), shape_.taps() * segment.group_channels(g),
                                segment.weight.bits, segment.activation.bits};
-      kernels_.push_back(make_segment_kernel(weights, tier_));
+      const Family* asked = families.empty() ? nullptr : &families[s];
+      kernels_.push_back(make_segment_kernel(weights, candidate(tier_, segment, asked)));
       at[s] += int64_t(weights.outputs) * weights.k;
     }
   family_ = kernels_[0]->family();

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@ namespace soniq {
 
 enum class Family { reference, dot, popcount, lut, lut6, depthwise };
 const char* family_name(Family family);
+Family family_of(const std::string& name);
 
 // The weight codes of one segment and group: `outputs` rows of k codes.
 struct CodeMatrix {
@@ -77,8 +79,17 @@ std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Ti
 std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Tier& tier);
 std::unique_ptr<SegmentKernel> make_lut6(const CodeMatrix& weights, const Tier& tier);
 
-// The family whose ceiling is highest for these widths among those that `tier` or a tier below it has.
-std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Tier& tier);
+// A family that can multiply these widths on a tier, or on one below it, and its products a cycle where nothing but the
+// inner loop counts.
+struct Candidate {
+  Family family;
+  const Tier* tier;
+  int rate;
+};
+// Fastest first.
+std::vector<Candidate> candidates(const Tier& tier, int w_bits, int a_bits);
+
+std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Candidate& candidate);
 
 // Scratch of one thread and purpose. Grows, never shrinks: a call must not pay for page faults of fresh megabytes.
 inline uint8_t* scratch(AlignedBytes& buffer, int64_t bytes) {

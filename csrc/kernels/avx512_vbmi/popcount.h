@@ -73,7 +73,7 @@ constexpr PopcountFamily popcount_family_avx512(std::integer_sequence<int, Rows.
   family.columns = Avx512Popcount::kLanes * Avx512Popcount::kVectors;
   family.tile_rows = Avx512Popcount::kRows;
   family.rate = Avx512Popcount::kRate;
-  family.planes[1] = planes_avx512<1>;
+  family.planes[1] = planes_avx512<1>, family.planes[2] = planes_avx512<2>, family.planes[3] = planes_avx512<3>;
   ((family.tile[Rows + 1] = popcount_tile_avx512<Rows + 1>), ...);
   return family;
 }
