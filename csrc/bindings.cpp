@@ -184,8 +184,10 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("kernels", &kernels_of, "(tier, family, form) of each segment")
       .def_property_readonly("tier", [](const Layer& l) { return l.tier().name; })
       .def_property_readonly("panel_bytes", &Layer::panel_bytes)
-      .def_property_readonly(
-          "tile", [](const Layer& l) { return l.has_kernels() ? l.kernel(0, 0).tile() : std::make_pair(1, 1); });
+      .def_property_readonly("tile", [](const Layer& l) {
+        return l.has_kernels() ? std::make_pair(l.kernel(0, 0).tile_rows(), l.kernel(0, 0).columns())
+                               : std::make_pair(1, 1);
+      });
 
   py::class_<Quantizer>(m, "Quantizer")
       .def(py::init(&make_quantizer), py::arg("channels"), py::arg("original"), py::arg("segments"));

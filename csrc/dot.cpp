@@ -39,31 +39,41 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, int columns, int
 class DotSegment final : public SegmentKernel {
  public:
   DotSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, kUnit),
+      : SegmentKernel(weights, tier, {tier.table->dot->columns, tier.table->dot->columns, kUnit, kBlock}),
         dot_(*tier.table->dot),
         bits_(weights.w_bits),
         form_(dot_.form(weights.w_bits, weights.a_bits)),
         flipped_(dot_.flips_8bit_weights && weights.w_bits == 8) {
-    const int64_t unit_bytes = int64_t(dot_.columns) * 4 * bits_;
-    build(weights.outputs, dot_.columns, k_padded() / kUnit * unit_bytes, [&](int64_t output, uint8_t* out) {
-      for (int k = 0; k < k_padded(); k += kUnit, out += unit_bytes)
-        pack_unit(weights, output, dot_.columns, k, flipped_ ? 0x80 : 0, out);
-    });
+    build(weights);
   }
 
   Family family() const override { return Family::dot; }
   const char* form() const override { return dot_.form_name(form_); }
-  std::pair<int, int> tile() const override { return {dot_.tile_rows, dot_.columns}; }
+  int tile_rows() const override { return dot_.tile_rows; }
   // Stored as c - 128, the weights' sums lack 128 * Ca.
   int activation_repair() const override { return flipped_ ? 128 : 0; }
 
-  void multiply(int index, const uint8_t* gathered, int rows, int shift, uint32_t* sums) const override {
-    const uint8_t* packed = panel(index);
-    for (int k = 0; k < k_padded(); k += kBlock, gathered += int64_t(rows) * kRowStride) {
-      const int units = std::min(kBlock, k_padded() - k) / kUnit;
-      multiply_block(unpacked(packed + int64_t(k) / kUnit * dot_.columns * 4 * bits_, units), units * kUnit, gathered,
-                     rows, shift, sums);
+ protected:
+  int64_t brick_bytes(int codes) const override { return int64_t(codes) / kUnit * dot_.columns * 4 * bits_; }
+
+  void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
+                  uint8_t* out) const override {
+    for (int k = first_k; k < first_k + codes; k += kUnit, out += brick_bytes(kUnit))
+      pack_unit(weights, first_output, dot_.columns, k, flipped_ ? 0x80 : 0, out);
+  }
+
+  int64_t block_stride(int rows) const override { return int64_t(rows) * kRowStride; }
+
+  void multiply_brick(const uint8_t* weights, const uint8_t* gathered, int codes, int rows, int shift, uint32_t* sums,
+                      int64_t) const override {
+    const uint8_t* bytes = unpacked(weights, codes / kUnit);
+    const auto& tile = dot_.tile[form_];
+    auto& counts = tier_.counters.tile[form_];
+    for (int row = 0, n; row < rows; row += n) {
+      n = std::min(dot_.tile_rows, rows - row);
+      tile[n](bytes, gathered + int64_t(row) * kRowStride, codes, sums + int64_t(row) * dot_.columns, shift);
     }
+    count_tiles(counts, dot_.tile_rows, rows);
   }
 
  private:
@@ -74,21 +84,6 @@ class DotSegment final : public SegmentKernel {
     dot_.unpack[bits_](packed, units, bytes);
     tier_.counters.unpack[bits_].fetch_add(1, std::memory_order_relaxed);
     return bytes;
-  }
-
-  void multiply_block(const uint8_t* weights, int k, const uint8_t* gathered, int rows, int shift,
-                      uint32_t* sums) const {
-    auto& counts = tier_.counters.tile[form_];
-    const int full = dot_.tile_rows;
-    int row = 0;
-    for (; row + full <= rows; row += full)
-      dot_.tile[form_][full](weights, gathered + int64_t(row) * kRowStride, k, sums + int64_t(row) * dot_.columns,
-                             shift);
-    counts[full].fetch_add(row / full, std::memory_order_relaxed);
-    if (row == rows) return;
-    dot_.tile[form_][rows - row](weights, gathered + int64_t(row) * kRowStride, k, sums + int64_t(row) * dot_.columns,
-                                 shift);
-    counts[rows - row].fetch_add(1, std::memory_order_relaxed);
   }
 
   const DotFamily& dot_;

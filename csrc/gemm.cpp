@@ -18,22 +18,19 @@ namespace {
 
 constexpr int64_t kGatherBytes = 640 << 10;  // gathered rows, planes or tables stay in L2 while all panels pass
 constexpr int kMaxRows = 384;
-constexpr int kPanelsTogether = 4;
 
 int div_up(int n, int unit) { return (n + unit - 1) / unit; }
 
-// Panels that are finished together: a result is written in runs of so many columns. Spans are powers of two: those of
-// narrower kernels divide the widest.
-int span_of(const Layer& layer) {
-  int span = kPanelsTogether;
+// Panels that are finished together, a span: what the widest kernel of the layer works on at once. All are powers of two,
+// so those of narrower kernels divide it.
+int panels_of_span(const Layer& layer) {
+  int panels = 1;
   for (int g = 0; g < layer.shape().groups; ++g)
-    for (int s = 0; s < layer.segments(); ++s) span = std::max(span, layer.kernel(g, s).span());
-  return span;
+    for (int s = 0; s < layer.segments(); ++s) panels = std::max(panels, layer.kernel(g, s).panels_together());
+  return panels;
 }
-
-// Spans of one group: what the widest kernel of the layer works on at once.
 int spans_of_group(const Layer& layer) {
-  return div_up(layer.shape().group_outputs(), layer.kernel(0, 0).columns() * span_of(layer));
+  return div_up(layer.shape().group_outputs(), layer.kernel(0, 0).panel_columns() * panels_of_span(layer));
 }
 
 class PanelRun {
@@ -42,8 +39,8 @@ class PanelRun {
       : layer_(layer),
         input_(input),
         geometry_(geometry),
-        columns_(layer.kernel(0, 0).columns()),
-        panels_(span_of(layer)),
+        columns_(layer.kernel(0, 0).panel_columns()),
+        panels_(panels_of_span(layer)),
         spans_(spans_of_group(layer)),
         border_(layer.border(geometry)),
         epilogue_(layer, output, geometry, border_.get()) {}
@@ -71,7 +68,7 @@ class PanelRun {
         bytes += layer_.kernel(g, s).gathered_bytes(1) + layer_.kernel(g, s).prepared_bytes(1);
       row_bytes = std::max(row_bytes, bytes);
     }
-    const int tile = layer_.kernel(0, 0).tile().first;
+    const int tile = layer_.kernel(0, 0).tile_rows();
     const int64_t most = std::clamp<int64_t>(kGatherBytes / row_bytes, tile, kMaxRows);
     const int64_t blocks = (rows + most - 1) / most;
     return div_up(int((rows + blocks - 1) / blocks), tile) * tile;
@@ -88,16 +85,12 @@ class PanelRun {
     const int64_t panel_sums = int64_t(rows) * columns_;
     auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, panels_ * panel_sums * 4));
     std::memset(sums, 0, size_t(panels_ * panel_sums) * 4);
-    for (int s = 0; s < layer_.segments(); ++s) {
-      const SegmentKernel& kernel = layer_.kernel(group, s);
-      const int narrower = panels_ / kernel.span(), outputs = kernel.span() * columns_;
-      for (int i = 0; i < narrower && (span * narrower + i) * outputs < layer_.shape().group_outputs(); ++i)
-        kernel.multiply(span * narrower + i, activations[s], rows, layer_.shift(s),
-                        sums + i * kernel.span() * panel_sums);
-    }
     const int outputs = layer_.shape().group_outputs(), n0 = span * panels_ * columns_;
-    epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, rows, group * outputs + n0,
-              std::min(panels_ * columns_, outputs - n0));
+    const int cols = std::min(panels_ * columns_, outputs - n0);
+    for (int s = 0; s < layer_.segments(); ++s)
+      layer_.kernel(group, s).multiply(span * panels_, div_up(cols, columns_), activations[s], rows, layer_.shift(s),
+                                       sums, panel_sums);
+    epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, rows, group * outputs + n0, cols);
   }
 
   void gather(int64_t m0, int rows, int group, const uint8_t** activations) {
@@ -163,7 +156,7 @@ bool run_quantized(const Layer& layer, const QuantizeTask& floats, const Geometr
 }  // namespace
 
 bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output) {
-  const int64_t rows = geometry.rows(), unit = layer.kernel(0, 0).tile().first;
+  const int64_t rows = geometry.rows(), unit = layer.kernel(0, 0).tile_rows();
   const int64_t spans = int64_t(layer.shape().groups) * spans_of_group(layer);
   const int64_t row_tiles = (rows + unit - 1) / unit;
   const bool by_rows = row_tiles > spans;

@@ -1,86 +1,89 @@
 // The lut6 family: for six activations, a table of their 64 subset sums; six weight bits of a plane look one up.
 //
-//   weights, one span and plane:     [group of six codes][vector of 64 outputs] one byte each, bit i for code i of the group;
+//   weights, one brick and plane:    [group of six codes][vector of 64 outputs] one byte each, bit i for code i of the group;
 //                                    output 16 q + lane of a vector stands in byte 4 lane + q
-//   activations, one block of 512:   [row][group] 64 bytes; a block's last group has two codes and four zeros
+//   activations, one block of 512:   [part][row][group] 64 bytes; a block's last group has two codes and four zeros
 #include <algorithm>
 
+#include "code_parts.h"
 #include "segment_kernel.h"
 
 namespace soniq {
 namespace {
 
+constexpr int kPanel = 32;
+
 class Lut6Segment final : public SegmentKernel {
  public:
   Lut6Segment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, kUnit),
+      : SegmentKernel(weights, tier, {tier.table->lut6->columns, kPanel, kUnit, kBlock}),
         family_(*tier.table->lut6),
-        planes_(weights.w_bits),
-        a_bits_(weights.a_bits) {
-    build(weights.outputs, family_.columns, plane_bytes() * planes_, [&](int64_t output, uint8_t* out) {
-      for (int plane = 0; plane < planes_; ++plane)
-        for (int block = 0; block < blocks(); ++block)
-          for (int group = 0; group < groups(block); ++group, out += family_.columns)
-            for (int column = 0; column < family_.columns; ++column)
-              out[column / 64 * 64 + column % 16 * 4 + column % 64 / 16] =
-                  six_bits(weights, output + column, block, group, plane);
-    });
+        w_bits_(weights.w_bits),
+        parts_(parts_of(weights.a_bits, kMaxLut6Bits)) {
+    build(weights);
   }
 
   Family family() const override { return Family::lut6; }
   const char* form() const override { return family_.name; }
-  std::pair<int, int> tile() const override { return {family_.tile_rows, family_.columns}; }
-  int span() const override { return family_.columns / 32; }
+  int tile_rows() const override { return family_.tile_rows; }
 
-  int64_t prepared_bytes(int rows) const override { return int64_t(blocks()) * rows * kLut6Stride; }
+  int64_t prepared_bytes(int rows) const override { return int64_t(blocks()) * block_stride(rows); }
 
   void prepare(const uint8_t* gathered, int rows, uint8_t* prepared) const override {
-    for (int block = 0; block < blocks(); ++block)
-      for (int row = 0; row < rows; ++row, gathered += kRowStride, prepared += kLut6Stride)
-        family_.tables(gathered, groups(block), prepared);
+    for (int k = 0; k < k_padded(); k += kBlock, gathered += int64_t(rows) * kRowStride)
+      for (const CodePart& part : parts_)
+        for (int row = 0; row < rows; ++row, prepared += kLut6Stride) {
+          const int codes = std::min(kBlock, k_padded() - k);
+          uint8_t buffer[kRowStride];
+          family_.tables(part.of(gathered + int64_t(row) * kRowStride, codes, buffer), groups(codes), prepared);
+        }
     tier_.counters.lut6_tables.fetch_add(1, std::memory_order_relaxed);
   }
 
-  void multiply(int index, const uint8_t* prepared, int rows, int shift, uint32_t* sums) const override {
-    const uint8_t* weights = panel(index);
-    for (int plane = 0; plane < planes_; ++plane) {
-      const uint8_t* tables = prepared;
-      for (int block = 0; block < blocks(); ++block, tables += int64_t(rows) * kLut6Stride) {
-        multiply_block(weights, tables, groups(block), rows, shift + plane, sums);
-        weights += int64_t(groups(block)) * family_.columns;
-      }
-    }
+ protected:
+  static int groups(int codes) { return (codes + 5) / 6; }
+  int64_t plane_bytes(int codes) const { return int64_t(groups(codes)) * family_.columns; }
+  int64_t brick_bytes(int codes) const override { return plane_bytes(codes) * w_bits_; }
+
+  void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
+                  uint8_t* out) const override {
+    for (int plane = 0; plane < w_bits_; ++plane)
+      for (int k = 0; k < codes; k += 6, out += family_.columns)
+        for (int column = 0; column < family_.columns; ++column)
+          out[column / 64 * 64 + column % 16 * 4 + column % 64 / 16] =
+              six_bits(weights, first_output + column, first_k + k, std::min(6, codes - k), plane);
+  }
+
+  int64_t block_stride(int rows) const override { return int64_t(parts_.size()) * rows * kLut6Stride; }
+
+  void multiply_brick(const uint8_t* weights, const uint8_t* prepared, int codes, int rows, int shift, uint32_t* sums,
+                      int64_t panel_sums) const override {
+    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes))
+      for (int part = 0; part < int(parts_.size()); ++part)
+        multiply_plane(weights, prepared + int64_t(part) * rows * kLut6Stride, parts_[part].bits, groups(codes), rows,
+                       shift + plane + parts_[part].shift, sums, panel_sums);
   }
 
  private:
-  int codes(int block) const { return std::min(kBlock, k_padded() - block * kBlock); }
-  int groups(int block) const { return (codes(block) + 5) / 6; }
-  int64_t plane_bytes() const {
-    int64_t total = 0;
-    for (int block = 0; block < blocks(); ++block) total += groups(block) * family_.columns;
-    return total;
-  }
-
-  uint8_t six_bits(const CodeMatrix& weights, int64_t output, int block, int group, int plane) const {
+  static uint8_t six_bits(const CodeMatrix& weights, int64_t output, int first_k, int count, int plane) {
     int bits = 0;
-    for (int i = 0; i < 6 && 6 * group + i < codes(block); ++i)
-      bits |= ((weights.at(output, block * kBlock + 6 * group + i) >> plane) & 1) << i;
+    for (int i = 0; i < count; ++i) bits |= ((weights.at(output, first_k + i) >> plane) & 1) << i;
     return uint8_t(bits);
   }
 
-  void multiply_block(const uint8_t* weights, const uint8_t* tables, int groups, int rows, int shift,
-                      uint32_t* sums) const {
-    const int full = family_.tile_rows;
-    for (int row = 0; row < rows; row += full)
-      family_.tile[a_bits_][std::min(full, rows - row)](weights, tables + int64_t(row) * kLut6Stride, groups,
-                                                        sums + int64_t(row) * 32, int64_t(rows) * 32, shift);
-    auto& counts = tier_.counters.lut6_tile[a_bits_];
-    counts[full].fetch_add(rows / full, std::memory_order_relaxed);
-    if (rows % full) counts[rows % full].fetch_add(1, std::memory_order_relaxed);
+  void multiply_plane(const uint8_t* weights, const uint8_t* tables, int a_bits, int groups, int rows, int shift,
+                      uint32_t* sums, int64_t panel_sums) const {
+    for (int row = 0, n; row < rows; row += n) {
+      n = std::min(family_.tile_rows, rows - row);
+      family_.tile[a_bits][n](weights, tables + int64_t(row) * kLut6Stride, groups, sums + int64_t(row) * kPanel,
+                              panel_sums, shift);
+    }
+    count_tiles(tier_.counters.lut6_tile[a_bits], family_.tile_rows, rows);
   }
 
   const Lut6Family& family_;
-  const int planes_, a_bits_;
+  const int w_bits_;
+  const std::vector<CodePart> parts_;
 };
 
 }  // namespace

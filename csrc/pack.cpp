@@ -28,15 +28,46 @@ Family family_of(const std::string& name) {
   throw std::invalid_argument("there is no kernel family " + name);
 }
 
-void SegmentKernel::build(int outputs, int columns, int64_t bytes_each,
-                          const std::function<void(int64_t, uint8_t*)>& pack) {
-  const int64_t count = (outputs + columns - 1) / columns;
-  bytes_each_ = bytes_each;
-  panels_.assign(size_t(count * bytes_each), 0);
-  parallel(int(std::min<int64_t>(num_threads(), count)), [&](int share, int shares) {
-    const Range mine = share_of(count, 1, share, shares);
-    for (int64_t p = mine.begin; p < mine.end; ++p) pack(p * columns, panels_.data() + p * bytes_each);
+namespace {
+
+int div_up(int n, int unit) { return (n + unit - 1) / unit; }
+
+}  // namespace
+
+SegmentKernel::SegmentKernel(const CodeMatrix& weights, const Tier& tier, const BrickShape& shape)
+    : tier_(tier),
+      shape_(shape),
+      k_(weights.k),
+      k_padded_(div_up(weights.k, shape.unit) * shape.unit),
+      bricks_(div_up(weights.outputs, shape.columns)),
+      bricks_together_(std::max(1, kPanelsTogether * shape.panel / shape.columns)) {}
+
+void SegmentKernel::build(const CodeMatrix& weights) {
+  const int blocks = div_up(k_padded_, shape_.block);
+  for (int block = 0; block < blocks; ++block) column_bytes_ += brick_bytes(codes(block));
+  bytes_.assign(size_t(bricks_ * column_bytes_), 0);
+  parallel(int(std::min<int64_t>(num_threads(), bricks_)), [&](int share, int shares) {
+    const Range mine = share_of(bricks_, 1, share, shares);
+    for (int64_t at = mine.begin; at < mine.end; ++at)
+      for (int block = 0; block < blocks; ++block) {
+        const int group = int(at) / bricks_together_, brick = int(at) % bricks_together_;
+        pack_brick(weights, at * shape_.columns, block * shape_.block, codes(block),
+                   bytes_.data() + brick_offset(group, block, brick));
+      }
   });
+}
+
+void SegmentKernel::multiply(int first, int panels, const uint8_t* activations, int rows, int shift, uint32_t* sums,
+                             int64_t panel_sums) const {
+  const int together = panels_together(), panels_of_brick = shape_.columns / shape_.panel;
+  for (int panel = 0; panel < panels; panel += together, sums += together * panel_sums) {
+    const int group = (first + panel) / together;
+    const uint8_t* block_activations = activations;
+    for (int block = 0; block * shape_.block < k_padded_; ++block, block_activations += block_stride(rows))
+      for (int brick = 0; brick < bricks_of_group(group); ++brick)
+        multiply_brick(bytes_.data() + brick_offset(group, block, brick), block_activations, codes(block), rows, shift,
+                       sums + brick * panels_of_brick * panel_sums, panel_sums);
+  }
 }
 
 // dot has one rate for all widths, popcount pays for every pair of planes, the tables for every weight plane.
@@ -48,11 +79,12 @@ std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
   if (popcount.table->popcount && popcount.table->popcount->planes[a])
     found.push_back({Family::popcount, &popcount, popcount.table->popcount->rate / (w * a)});
   const Tier& lut = tier_with(tier, &KernelTable::lut);
-  if (lut.table->lut && a <= kMaxLutBits && lut.table->lut->tile[a][1])
-    found.push_back({Family::lut, &lut, lut.table->lut->rate / w});
+  if (lut.table->lut && (a > kMaxLutBits || lut.table->lut->tile[a][1]))
+    found.push_back({Family::lut, &lut, lut.table->lut->rate / w / (a > kMaxLutBits ? 2 : 1)});
   const Tier& lut6 = tier_with(tier, &KernelTable::lut6);
-  if (lut6.table->lut6 && a <= kMaxLut6Bits && lut6.table->lut6->tile[a][1])
-    found.push_back({Family::lut6, &lut6, lut6.table->lut6->rate[a] / w});
+  if (lut6.table->lut6 && (a > kMaxLutBits || (a <= kMaxLut6Bits && lut6.table->lut6->tile[a][1])))
+    found.push_back(
+        {Family::lut6, &lut6, a > kMaxLutBits ? lut6.table->lut6->rate[4] / w / 2 : lut6.table->lut6->rate[a] / w});
   std::stable_sort(found.begin(), found.end(), [](const Candidate& x, const Candidate& y) { return x.rate > y.rate; });
   return found;
 }

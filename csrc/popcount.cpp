@@ -2,7 +2,7 @@
 //
 // AND, not XOR: a padded channel or tap has code 0 in both operands and adds nothing, whatever its neighbour holds.
 //
-//   weights, one panel and plane:     [word of 64 channels][column] uint64
+//   weights, one brick and plane:     [word of 64 channels][column] uint64
 //   activations, one block:           [plane][row] of up to 64 words, kRowStride bytes a row: 4096 channels a block
 #include <algorithm>
 #include <cstring>
@@ -14,31 +14,24 @@ namespace {
 
 constexpr int kWord = 64;
 constexpr int kPlaneBlock = kBlock * 8;  // channels whose plane fills kBlock bytes
-constexpr int kBlockWords = kPlaneBlock / kWord;
 
 class PopcountSegment final : public SegmentKernel {
  public:
   PopcountSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, kWord),
+      : SegmentKernel(weights, tier,
+                      {tier.table->popcount->columns, tier.table->popcount->columns, kWord, kPlaneBlock}),
         family_(*tier.table->popcount),
         w_bits_(weights.w_bits),
-        a_bits_(weights.a_bits),
-        words_(k_padded() / kWord) {
-    build(weights.outputs, family_.columns, plane_bytes() * w_bits_, [&](int64_t output, uint8_t* out) {
-      auto* words = reinterpret_cast<uint64_t*>(out);
-      for (int plane = 0; plane < w_bits_; ++plane)
-        for (int word = 0; word < words_; ++word)
-          for (int column = 0; column < family_.columns; ++column)
-            *words++ = plane_word(weights, output + column, word * kWord, plane);
-    });
+        a_bits_(weights.a_bits) {
+    build(weights);
   }
 
   Family family() const override { return Family::popcount; }
   const char* form() const override { return family_.name; }
-  std::pair<int, int> tile() const override { return {family_.tile_rows, family_.columns}; }
+  int tile_rows() const override { return family_.tile_rows; }
 
   int64_t prepared_bytes(int rows) const override {
-    return int64_t((words_ + kBlockWords - 1) / kBlockWords) * a_bits_ * rows * kRowStride;
+    return int64_t((k_padded() + kPlaneBlock - 1) / kPlaneBlock) * block_stride(rows);
   }
 
   // Gathered blocks of 512 codes become 8 words of each plane.
@@ -46,7 +39,7 @@ class PopcountSegment final : public SegmentKernel {
     const int64_t plane_stride = int64_t(rows) * kRowStride;
     for (int k = 0; k < k_padded(); k += kBlock) {
       const int words = std::min(kBlock, k_padded() - k) / kWord;
-      uint8_t* block = prepared + k / kPlaneBlock * a_bits_ * plane_stride + k % kPlaneBlock / 8;
+      uint8_t* block = prepared + k / kPlaneBlock * block_stride(rows) + k % kPlaneBlock / 8;
       const uint8_t* codes = gathered + k / kBlock * plane_stride;
       for (int row = 0; row < rows; ++row)
         family_.planes[a_bits_](codes + int64_t(row) * kRowStride, words, block + int64_t(row) * kRowStride,
@@ -55,21 +48,29 @@ class PopcountSegment final : public SegmentKernel {
     tier_.counters.planes[a_bits_].fetch_add(1, std::memory_order_relaxed);
   }
 
-  void multiply(int index, const uint8_t* prepared, int rows, int shift, uint32_t* sums) const override {
-    const int64_t plane_stride = int64_t(rows) * kRowStride;
-    for (int word = 0; word < words_; word += kBlockWords, prepared += a_bits_ * plane_stride) {
-      const int words = std::min(kBlockWords, words_ - word);
-      for (int i = 0; i < w_bits_; ++i) {
-        const uint8_t* weights = panel(index) + i * plane_bytes() + int64_t(word) * family_.columns * 8;
-        for (int j = 0; j < a_bits_; ++j)
-          multiply_planes(weights, prepared + j * plane_stride, words, rows, shift + i + j, sums);
-      }
-    }
+ protected:
+  int64_t plane_bytes(int codes) const { return int64_t(codes) / kWord * family_.columns * 8; }
+  int64_t brick_bytes(int codes) const override { return plane_bytes(codes) * w_bits_; }
+
+  void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
+                  uint8_t* out) const override {
+    auto* words = reinterpret_cast<uint64_t*>(out);
+    for (int plane = 0; plane < w_bits_; ++plane)
+      for (int k = first_k; k < first_k + codes; k += kWord)
+        for (int column = 0; column < family_.columns; ++column)
+          *words++ = plane_word(weights, first_output + column, k, plane);
+  }
+
+  int64_t block_stride(int rows) const override { return int64_t(a_bits_) * rows * kRowStride; }
+
+  void multiply_brick(const uint8_t* weights, const uint8_t* prepared, int codes, int rows, int shift, uint32_t* sums,
+                      int64_t) const override {
+    for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(codes))
+      for (int j = 0; j < a_bits_; ++j)
+        multiply_planes(weights, prepared + j * int64_t(rows) * kRowStride, codes / kWord, rows, shift + i + j, sums);
   }
 
  private:
-  int64_t plane_bytes() const { return int64_t(words_) * family_.columns * 8; }
-
   static uint64_t plane_word(const CodeMatrix& weights, int64_t output, int first_k, int plane) {
     uint64_t word = 0;
     for (int bit = 0; bit < kWord; ++bit) word |= uint64_t((weights.at(output, first_k + bit) >> plane) & 1) << bit;
@@ -78,20 +79,16 @@ class PopcountSegment final : public SegmentKernel {
 
   void multiply_planes(const uint8_t* weights, const uint8_t* rows_of_plane, int words, int rows, int shift,
                        uint32_t* sums) const {
-    const int full = family_.tile_rows;
-    int row = 0;
-    for (; row < rows; row += full) {
-      const int tile = std::min(full, rows - row);
-      family_.tile[tile](weights, rows_of_plane + int64_t(row) * kRowStride, words,
-                         sums + int64_t(row) * family_.columns, shift);
+    for (int row = 0, n; row < rows; row += n) {
+      n = std::min(family_.tile_rows, rows - row);
+      family_.tile[n](weights, rows_of_plane + int64_t(row) * kRowStride, words, sums + int64_t(row) * family_.columns,
+                      shift);
     }
-    auto& counts = tier_.counters.popcount_tile;
-    counts[full].fetch_add(rows / full, std::memory_order_relaxed);
-    if (rows % full) counts[rows % full].fetch_add(1, std::memory_order_relaxed);
+    count_tiles(tier_.counters.popcount_tile, family_.tile_rows, rows);
   }
 
   const PopcountFamily& family_;
-  const int w_bits_, a_bits_, words_;
+  const int w_bits_, a_bits_;
 };
 
 }  // namespace

@@ -45,9 +45,6 @@ inline __m512i lut_index(__m512i packed, __m512i low_nibble, __m512i group) {
   return _mm512_ternarylogic_epi32(packed, low_nibble, group, 0xea);
 }
 
-#ifndef PFD
-#define PFD 8192
-#endif
 template <int Rows>
 void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift) {
   const __m512i low_nibble = _mm512_set1_epi8(0x0f), group = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
@@ -59,7 +56,6 @@ void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uin
     __m512i index_u8x64[2][kLutVectors];
     repeat<kLutVectors>([&](auto v) {
       const __m512i packed = _mm512_loadu_si512(weights + v * 64);
-      if constexpr (Rows <= 2) _mm_prefetch(weights + v * 64 + PFD, _MM_HINT_T0);
       index_u8x64[0][v] = lut_index(packed, low_nibble, group);
       index_u8x64[1][v] = lut_index(_mm512_srli_epi16(packed, 4), low_nibble, group);
     });

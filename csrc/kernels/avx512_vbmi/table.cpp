@@ -12,9 +12,6 @@ const KernelTable avx512_vbmi_table = {/*quantize=*/nullptr,
                                        /*sum_bytes=*/nullptr,
                                        /*epilogue=*/nullptr,
                                        /*depthwise=*/nullptr,
-                                       /*dot=*/nullptr,
-                                       &kAvx512Popcount,
-                                       &kVbmiLut,
-                                       &kVbmiLut6};
+                                       /*dot=*/nullptr,        &kAvx512Popcount, &kVbmiLut, &kVbmiLut6};
 
 }  // namespace soniq
