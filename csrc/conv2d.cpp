@@ -209,7 +209,7 @@ void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geo
       epilogue({sums.data(), 0, shape.channels}, &no_row_term, m, 1, 0, shape.outputs);
     }
   });
-  tier.counters.depthwise.fetch_add(1, std::memory_order_relaxed);
+  tier.counters.depthwise.add(1);
 }
 
 }  // namespace soniq

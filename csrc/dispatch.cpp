@@ -61,6 +61,11 @@ void count_dot(const Tier& tier, const DotFamily& dot, Counts& counts) {
   for (int form = 0; form < dot.forms; ++form)
     for (int rows = 1; rows <= dot.tile_rows; ++rows)
       counts[prefix + dot.form_name(form) + ".tile" + std::to_string(rows)] = tier.counters.tile[form][rows];
+  for (int form = 0; form < dot.forms; ++form)
+    for (int bits = 1; bits <= 8; ++bits)
+      for (int rows = 1; rows <= dot.few_rows && dot.few[form][bits][rows]; ++rows)
+        counts[prefix + dot.form_name(form) + ".w" + std::to_string(bits) + ".few" + std::to_string(rows)] =
+            tier.counters.few[form][bits][rows];
 }
 
 void count_popcount(const Tier& tier, const PopcountFamily& popcount, Counts& counts) {

@@ -12,18 +12,29 @@
 
 namespace soniq {
 
+// Threads that count at the same time may count as one: a locked addition would hold up the loads of a GEMV at every brick
+// of weights, and only zero matters.
+class Count {
+ public:
+  void add(int64_t n) { value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed); }
+  operator int64_t() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<int64_t> value_{0};
+};
+
 // How often each kernel of a tier ran. The suite fails for a kernel that never did.
 struct KernelCounters {
-  using Count = std::atomic<int64_t>;
-  Count quantize{0}, abs_max{0}, all_finite{0}, sum_bytes{0}, epilogue{0}, depthwise{0};
+  Count quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise;
   std::array<Count, 9> unpack{};
   std::array<std::array<Count, kMaxTileRows + 1>, 3> tile{};
+  std::array<std::array<std::array<Count, kMaxFewRows + 1>, 9>, 3> few{};
   std::array<Count, 9> planes{};
   std::array<Count, kMaxTileRows + 1> popcount_tile{};
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxLutBits + 1> lut_tile{};
-  Count tables{0};
+  Count tables;
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxLut6Bits + 1> lut6_tile{};
-  Count lut6_tables{0};
+  Count lut6_tables;
 };
 
 struct Tier {

@@ -66,6 +66,11 @@ class DotSegment final : public SegmentKernel {
 
   void multiply_brick(const uint8_t* weights, const uint8_t* gathered, int codes, int rows, int shift, uint32_t* sums,
                       int64_t) const override {
+    if (rows <= dot_.few_rows) {
+      dot_.few[form_][bits_][rows](weights, gathered, codes, sums, shift);
+      tier_.counters.few[form_][bits_][rows].add(1);
+      return;
+    }
     const uint8_t* bytes = unpacked(weights, codes / kUnit);
     const auto& tile = dot_.tile[form_];
     auto& counts = tier_.counters.tile[form_];
@@ -82,7 +87,7 @@ class DotSegment final : public SegmentKernel {
     if (!dot_.unpack[bits_]) return packed;
     uint8_t* bytes = scratch(buffer, int64_t(dot_.columns) * kBlock);
     dot_.unpack[bits_](packed, units, bytes);
-    tier_.counters.unpack[bits_].fetch_add(1, std::memory_order_relaxed);
+    tier_.counters.unpack[bits_].add(1);
     return bytes;
   }
 

@@ -82,7 +82,7 @@ void TileEpilogue::operator()(const PanelSums& sums, const uint32_t* row_terms, 
   tile.z = at(output_.z);
   tile.cmax = at(output_.cmax);
   epilogue_tier_.table->epilogue(tile);
-  epilogue_tier_.counters.epilogue.fetch_add(1, std::memory_order_relaxed);
+  epilogue_tier_.counters.epilogue.add(1);
 }
 
 }  // namespace soniq

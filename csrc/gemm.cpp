@@ -126,7 +126,7 @@ class PanelRun {
     for (int k = 0; k < k_padded; k += kBlock)
       for (int i = 0; i < rows; ++i, codes += kRowStride)
         row_terms_[i] += factor * uint32_t(tier.table->sum_bytes(codes, std::min(kBlock, k_padded - k)));
-    tier.counters.sum_bytes.fetch_add(1, std::memory_order_relaxed);
+    tier.counters.sum_bytes.add(1);
   }
 
   const Layer& layer_;

@@ -13,6 +13,7 @@ constexpr int kUnit = 32;                // codes of one output per packed unit;
 constexpr int kBlock = 512;              // codes of K per cache block: 32 columns x 512 bytes of weights stay in L1
 constexpr int kRowStride = kBlock + 64;  // bytes between two gathered rows; off a power of two, so rows do not alias
 constexpr int kMaxTileRows = 16;
+constexpr int kMaxFewRows = 4;
 
 // ---- quantize ------------------------------------------------------------------------------------------------------
 // codes[i] = int(clamp(x[i] * r + z, 0, cmax)), product and sum rounded to float32, NaN gives 0. False if some x[i] is not
@@ -76,8 +77,10 @@ struct DotFamily {
   int forms;                // ways to multiply; which one is exact depends on the widths
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);
-  UnpackFn unpack[9];                   // by bits, 1..8; null: the packed panel is the byte panel
-  DotTileFn tile[3][kMaxTileRows + 1];  // [form][rows], rows in 1..tile_rows
+  UnpackFn unpack[9];                    // by bits, 1..8; null: the packed panel is the byte panel
+  DotTileFn tile[3][kMaxTileRows + 1];   // [form][rows], rows in 1..tile_rows
+  int few_rows;
+  DotTileFn few[3][9][kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: from the packed panel
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------

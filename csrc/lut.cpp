@@ -38,7 +38,7 @@ class LutSegment final : public SegmentKernel {
           uint8_t buffer[kBlock];
           family_.tables(part.of(gathered + int64_t(row) * kRowStride, codes, buffer), codes / kUnit, prepared);
         }
-    tier_.counters.tables.fetch_add(1, std::memory_order_relaxed);
+    tier_.counters.tables.add(1);
   }
 
  protected:

@@ -37,7 +37,7 @@ class Lut6Segment final : public SegmentKernel {
           uint8_t buffer[kRowStride];
           family_.tables(part.of(gathered + int64_t(row) * kRowStride, codes, buffer), groups(codes), prepared);
         }
-    tier_.counters.lut6_tables.fetch_add(1, std::memory_order_relaxed);
+    tier_.counters.lut6_tables.add(1);
   }
 
  protected:

@@ -45,7 +45,7 @@ class PopcountSegment final : public SegmentKernel {
         family_.planes[a_bits_](codes + int64_t(row) * kRowStride, words, block + int64_t(row) * kRowStride,
                                 plane_stride);
     }
-    tier_.counters.planes[a_bits_].fetch_add(1, std::memory_order_relaxed);
+    tier_.counters.planes[a_bits_].add(1);
   }
 
  protected:

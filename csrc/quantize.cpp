@@ -60,7 +60,7 @@ bool quantize_rows(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
 bool quantize(const Tier& asked, const QuantizeTask& task, uint8_t* codes) {
   if (task.rows == 0) return true;
   const Tier& tier = tier_with(asked, &KernelTable::quantize);
-  tier.counters.quantize.fetch_add(1, std::memory_order_relaxed);
+  tier.counters.quantize.add(1);
   const bool in_order = task.quantizer->original.empty();
   return in_order ? quantize_runs(tier, task, codes) : quantize_rows(tier, task, codes);
 }
@@ -82,7 +82,7 @@ bool quantize_gathered(const Tier& asked, const QuantizeTask& task, int segment,
       std::memset(codes + count, 0, std::min(kBlock, k_padded - k) - count);
     }
   }
-  tier.counters.quantize.fetch_add(1, std::memory_order_relaxed);
+  tier.counters.quantize.add(1);
   return finite;
 }
 
@@ -96,7 +96,7 @@ void dynamic_scales(const Tier& asked, const float* x, int64_t groups, int64_t g
       scales[i] = std::min(std::max(scale, 0x1p-100f), 0x1p100f);
     }
   });
-  tier.counters.abs_max.fetch_add(1, std::memory_order_relaxed);
+  tier.counters.abs_max.add(1);
 }
 
 bool all_finite(const Tier& asked, const float* x, int64_t count) {
@@ -107,7 +107,7 @@ bool all_finite(const Tier& asked, const float* x, int64_t count) {
     const Range mine = share_of(count, 1, share, shares);
     if (!tier.table->all_finite(x + mine.begin, mine.end - mine.begin)) finite = false;
   });
-  tier.counters.all_finite.fetch_add(1, std::memory_order_relaxed);
+  tier.counters.all_finite.add(1);
   return finite;
 }
 

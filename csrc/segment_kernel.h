@@ -124,8 +124,8 @@ std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, co
 // Adds the tiles of so many rows each that `rows` rows take.
 template <class Counts>
 void count_tiles(Counts& counts, int tile_rows, int rows) {
-  counts[tile_rows].fetch_add(rows / tile_rows, std::memory_order_relaxed);
-  if (rows % tile_rows) counts[rows % tile_rows].fetch_add(1, std::memory_order_relaxed);
+  counts[tile_rows].add(rows / tile_rows);
+  if (rows % tile_rows) counts[rows % tile_rows].add(1);
 }
 
 // Scratch of one thread and purpose. Grows, never shrinks: a call must not pay for page faults of fresh megabytes.

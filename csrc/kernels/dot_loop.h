@@ -8,6 +8,8 @@
 //   V::zero, V::load_sums, V::store_sums, V::add, V::shift_left
 //   V::kSteps               steps of 4 codes that are multiplied together: what one load of activations serves
 //   V::activations          the 4 * kSteps codes of one row, as dot wants them
+//   V::kFewRows             up to how many rows dot_few serves (0 where kSteps is not 1)
+//   V::has_form             whether some activation width takes this form with weights of so many bits
 //   V::dot<form>            sums + the products of the codes of kSteps registers of weights and those activations
 //
 // Sum S = sum c_w * c_a over unsigned codes; what the levels need beyond it is the epilogue's (format.h, arithmetic.md).
@@ -106,11 +108,64 @@ void dot_tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_
   });
 }
 
+// ---- few rows ------------------------------------------------------------------------------------------------------
+// With a row or two the weights are read once, from far away: they are unpacked in registers, on their way into the
+// products, and not stored. A sum takes part in a product every few cycles only, so each output has several, its chains.
+template <class V, int Bits, int Row>
+inline typename V::Bytes weights_of_step(const uint8_t* packed, int vector) {
+  if constexpr (Bits == 8)
+    return V::load(packed + (Row * V::kVectors + vector) * V::kLanes * 4);
+  else
+    return unpack_row<V, Bits, Row>(packed, vector);
+}
+
+template <class V, int Form, int Bits, int Rows>
+void dot_few(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift) {
+  constexpr int chains = Rows * V::kVectors <= 2 ? 4 : Rows * V::kVectors <= 4 ? 2 : 1;
+  constexpr int unit_bytes = V::kVectors * V::kLanes * 4 * Bits;
+  typename V::Sums s[Rows][V::kVectors][chains];
+  repeat<Rows>([&](auto row) {
+    repeat<V::kVectors>([&](auto v) { repeat<chains>([&](auto c) { s[row][v][c] = V::zero(); }); });
+  });
+
+  const uint8_t* const end = activations + k;
+  do {
+    repeat<8>([&](auto step) {
+      constexpr int chain = step % chains;
+      typename V::Bytes w[V::kVectors][1];
+      repeat<V::kVectors>([&](auto v) { w[v][0] = weights_of_step<V, Bits, step>(weights, v); });
+      repeat<Rows>([&](auto row) {
+        const auto a = V::activations(activations + row * kRowStride + 4 * step);
+        repeat<V::kVectors>([&](auto v) { s[row][v][chain] = V::template dot<Form>(s[row][v][chain], w[v], a); });
+      });
+    });
+    activations += kUnit;
+    weights += unit_bytes;
+  } while (activations != end);
+
+  repeat<Rows>([&](auto row) {
+    repeat<V::kVectors>([&](auto v) {
+      repeat<chains - 1>([&](auto c) { s[row][v][0] = V::add(s[row][v][0], s[row][v][c + 1]); });
+      uint32_t* to = sums + (row * V::kVectors + v) * V::kLanes;
+      V::store_sums(to, V::add(V::load_sums(to), V::shift_left(s[row][v][0], shift)));
+    });
+  });
+}
+
 // ---- the family's table --------------------------------------------------------------------------------------------
 // constexpr: a table that is filled at load time would run its tier's instructions on CPUs that lack them.
 template <class V, int Form, int... Rows>
 constexpr void fill_tiles(DotFamily& family, std::integer_sequence<int, Rows...>) {
   ((family.tile[Form][Rows + 1] = dot_tile<V, Form, Rows + 1>), ...);
+}
+
+template <class V, int Form, int Bits, int... Rows>
+constexpr void fill_few(DotFamily& family, std::integer_sequence<int, Rows...>) {
+  if constexpr (V::has_form(Form, Bits)) ((family.few[Form][Bits][Rows + 1] = dot_few<V, Form, Bits, Rows + 1>), ...);
+}
+template <class V, int Form, int... Bits>
+constexpr void fill_few_widths(DotFamily& family, std::integer_sequence<int, Bits...>) {
+  (fill_few<V, Form, Bits + 1>(family, std::make_integer_sequence<int, V::kFewRows>()), ...);
 }
 
 template <class V, int... Forms>
@@ -127,6 +182,8 @@ constexpr DotFamily dot_family(std::integer_sequence<int, Forms...>) {
   u[1] = unpack<V, 1>, u[2] = unpack<V, 2>, u[3] = unpack<V, 3>, u[4] = unpack<V, 4>;
   u[5] = unpack<V, 5>, u[6] = unpack<V, 6>, u[7] = unpack<V, 7>;
   (fill_tiles<V, Forms>(family, std::make_integer_sequence<int, V::kRows>()), ...);
+  if constexpr (V::kFewRows > 0) (fill_few_widths<V, Forms>(family, std::make_integer_sequence<int, 8>()), ...);
+  family.few_rows = V::kFewRows;
   return family;
 }
 

@@ -20,7 +20,7 @@ namespace {
 struct Avx2Dot {
   using Bytes = __m256i;
   using Sums = __m256i;
-  static constexpr int kLanes = 8, kVectors = 4, kSteps = 1, kRows = 2, kForms = 3;
+  static constexpr int kLanes = 8, kVectors = 4, kSteps = 1, kRows = 2, kFewRows = 2, kForms = 3;
   static constexpr int kRate = 32;
   static constexpr bool kFlips8BitWeights = false;
   static constexpr int kUnsignedActivations = 0, kUnsignedWeights = 1, kWords = 2;
@@ -29,6 +29,9 @@ struct Avx2Dot {
     const int pair = 2 * ((1 << w_bits) - 1) * ((1 << a_bits) - 1);
     if (pair > 32767) return kWords;
     return w_bits <= 7 ? kUnsignedActivations : kUnsignedWeights;
+  }
+  static constexpr bool has_form(int form, int w_bits) {
+    return form == kWords || (form == kUnsignedActivations) == (w_bits <= 7);
   }
   static const char* form_name(int form) {
     return form == kUnsignedActivations ? "activations" : form == kUnsignedWeights ? "weights" : "words";

@@ -18,11 +18,12 @@ namespace {
 struct Avx512Dot {
   using Bytes = __m512i;
   using Sums = __m512i;
-  static constexpr int kLanes = 16, kVectors = 2, kSteps = 1, kRows = 12, kForms = 1;
+  static constexpr int kLanes = 16, kVectors = 2, kSteps = 1, kRows = 12, kFewRows = 4, kForms = 1;
   static constexpr int kRate = 64;
   static constexpr bool kFlips8BitWeights = true;
 
   static int form(int, int) { return 0; }
+  static constexpr bool has_form(int, int) { return true; }
   static const char* form_name(int) { return "vnni"; }
 
   static Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -45,11 +45,16 @@ inline __m512i lut_index(__m512i packed, __m512i low_nibble, __m512i group) {
   return _mm512_ternarylogic_epi32(packed, low_nibble, group, 0xea);
 }
 
+// With a row or two an output has two sums, one a half: a sum takes part in a product every few cycles only.
 template <int Rows>
 void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift) {
+  constexpr int chains = Rows <= 2 ? 2 : 1;
   const __m512i low_nibble = _mm512_set1_epi8(0x0f), group = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
-  __m512i sums_i32x16[Rows][kLutVectors];
-  repeat<Rows>([&](auto row) { repeat<kLutVectors>([&](auto v) { sums_i32x16[row][v] = _mm512_setzero_si512(); }); });
+  __m512i sums_i32x16[Rows][kLutVectors][chains];
+  repeat<Rows>([&](auto row) {
+    repeat<kLutVectors>(
+        [&](auto v) { repeat<chains>([&](auto c) { sums_i32x16[row][v][c] = _mm512_setzero_si512(); }); });
+  });
 
   const uint8_t* const end = tables + units * 128;
   do {
@@ -60,11 +65,12 @@ void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uin
       index_u8x64[1][v] = lut_index(_mm512_srli_epi16(packed, 4), low_nibble, group);
     });
     repeat<2>([&](auto half) {
+      constexpr int chain = half % chains;
       repeat<Rows>([&](auto row) {
         const __m512i tables_u8x64 = _mm512_loadu_si512(tables + row * kTableStride + half * 64);
         repeat<kLutVectors>([&](auto v) {
           const __m512i found_u8x64 = _mm512_permutexvar_epi8(index_u8x64[half][v], tables_u8x64);
-          sums_i32x16[row][v] = _mm512_dpbusd_epi32(sums_i32x16[row][v], found_u8x64, ones);
+          sums_i32x16[row][v][chain] = _mm512_dpbusd_epi32(sums_i32x16[row][v][chain], found_u8x64, ones);
         });
       });
     });
@@ -75,8 +81,10 @@ void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uin
   const __m128i by = _mm_cvtsi32_si128(shift);
   repeat<Rows>([&](auto row) {
     repeat<kLutVectors>([&](auto v) {
+      __m512i sum = sums_i32x16[row][v][0];
+      if constexpr (chains == 2) sum = _mm512_add_epi32(sum, sums_i32x16[row][v][1]);
       uint32_t* to = sums + (row * kLutVectors + v) * 16;
-      _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), _mm512_sll_epi32(sums_i32x16[row][v], by)));
+      _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), _mm512_sll_epi32(sum, by)));
     });
   });
 }

@@ -27,7 +27,7 @@ namespace soniq {
 namespace {
 
 struct NeonDot : NeonVocabulary {
-  static constexpr int kVectors = 2, kSteps = 4, kRows = 4, kForms = 3;
+  static constexpr int kVectors = 2, kSteps = 4, kRows = 4, kFewRows = 0, kForms = 3;
   static constexpr int kRate = 8;
   static constexpr bool kFlips8BitWeights = false;
   static constexpr int kBytes = 0, kWords = 1, kPairs = 2;

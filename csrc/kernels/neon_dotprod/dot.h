@@ -23,7 +23,7 @@ namespace soniq {
 namespace {
 
 struct NeonDotprodDot : NeonVocabulary {
-  static constexpr int kVectors = 2, kSteps = 4, kRows = 8, kForms = 1;
+  static constexpr int kVectors = 2, kSteps = 4, kRows = 8, kFewRows = 0, kForms = 1;
   static constexpr int kRate = 32;
   static constexpr bool kFlips8BitWeights = false;
 
