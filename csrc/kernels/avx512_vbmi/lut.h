@@ -45,6 +45,8 @@ inline __m512i lut_index(__m512i packed, __m512i low_nibble, __m512i group) {
   return _mm512_ternarylogic_epi32(packed, low_nibble, group, 0xea);
 }
 
+constexpr int kLutPrefetch = 4096;  // bytes ahead: a GEMV's weights come from far away, and across pages
+
 // With a row or two an output has two sums, one a half: a sum takes part in a product every few cycles only.
 template <int Rows>
 void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift) {
@@ -61,6 +63,7 @@ void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uin
     __m512i index_u8x64[2][kLutVectors];
     repeat<kLutVectors>([&](auto v) {
       const __m512i packed = _mm512_loadu_si512(weights + v * 64);
+      if constexpr (Rows <= 2) _mm_prefetch(weights + v * 64 + kLutPrefetch, _MM_HINT_T0);
       index_u8x64[0][v] = lut_index(packed, low_nibble, group);
       index_u8x64[1][v] = lut_index(_mm512_srli_epi16(packed, 4), low_nibble, group);
     });
