@@ -188,6 +188,35 @@ def _llama_cpp(kind: str) -> Make:
     return lambda operands, threads: ggml.Matmul(operands.x, operands.w, kind, threads)
 
 
+# ---- convolutions: (x NHWC, w OHWI, the exact answer, stride, padding, groups) -> NHWC -----------------------------
+def torch_conv2d_fp32(x: Floats, w: Floats, _: Any, stride: int, padding: int, groups: int) -> Call:
+    """oneDNN float32, channels last."""
+    torch = _torch(1)
+    a, b = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in (x, w))
+    call = lambda: torch.nn.functional.conv2d(a, b, None, stride, padding, 1, groups)  # noqa: E731
+    return lambda: call().permute(0, 2, 3, 1).numpy()
+
+
+def torch_conv2d_int8(x: Floats, w: Floats, exact: Any, stride: int, padding: int, groups: int) -> Call:
+    """oneDNN static INT8, per-channel weights; the output is 8 bits too, and becomes float32 in the call."""
+    torch = _torch(1)
+    torch.backends.quantized.engine = "onednn"
+    scales = torch.from_numpy(np.abs(w).reshape(w.shape[0], -1).max(axis=1) / 127).double()
+    b = torch.from_numpy(w).permute(0, 3, 1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        q = torch.quantize_per_channel(b, scales, torch.zeros(w.shape[0], dtype=torch.long), 0, torch.qint8)
+    packed = torch.ops.quantized.conv2d_prepack(q, None, [stride] * 2, [padding] * 2, [1, 1], groups)
+    a, x_scale, y_scale = torch.from_numpy(x).permute(0, 3, 1, 2), np.abs(x).max() / 127, np.abs(exact).max() / 127
+
+    def call() -> Floats:
+        codes = torch.quantize_per_tensor(a, float(x_scale), 128, torch.quint8)
+        y = torch.ops.quantized.conv2d(codes, packed, float(y_scale), 128)
+        return y.dequantize().permute(0, 2, 3, 1).numpy()
+
+    return call
+
+
 # ---- the tables ----------------------------------------------------------------------------------------------------
 INT8 = {
     "oneDNN (torch)": Peer(_torch_int8("onednn"), 8),
@@ -212,6 +241,7 @@ LOWBIT = {
     "llama.cpp TQ2_0": Peer(_llama_cpp("TQ2_0"), 2),
     "llama.cpp Q1_0": Peer(_llama_cpp("Q1_0"), 1),
 }
+CONVOLUTIONS = {"FP32 (torch)": torch_conv2d_fp32, "INT8, oneDNN (torch)": torch_conv2d_int8}
 TABLES = {"int8": INT8, "float": FLOAT, "lowbit": LOWBIT}
 
 # Mean error over mean result that the bits of the weights explain: zeros would have 1, unrelated numbers 1.4.

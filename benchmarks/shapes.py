@@ -25,7 +25,7 @@ NETWORK_WIDTHS = ["W1A1", "W1A4", "W2A2", "W4A4", "W8A8", MIXED]
 LOWBIT_WIDTHS = ["W1A8", "W2A4", "W2A8", "W4A4", "W4A8", "W8A8"]
 
 
-def text(shape: Shape) -> str:
+def text(shape: tuple[int, ...]) -> str:
     """As pages and pictures print it."""
     return " x ".join(map(str, shape))
 
