@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | bench | wheel | clean          `make help` explains each.
+# make demo | test | test-all | lint | format | bench | bench-suite | wheel | clean          `make help` explains each.
 # Everything goes into .venv in this folder. The machine itself needs python3 (>= 3.10) with venv and headers, and g++.
 
 PYTHON ?= python3
@@ -17,14 +17,15 @@ SOURCES   := $(shell find csrc -type f) CMakeLists.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint format bench wheel install check-host clean distclean FORCE
+.PHONY: help demo test test-all lint format bench bench-suite bench-peers wheel install check-host clean distclean FORCE
 
 help:
 	@echo "make demo      train, pack and check a small network, into out/; DATA=digits (default), fashion-mnist or a folder of it"
 	@echo "make test      the test suite                              ARGS='-k gemm -x' goes to pytest"
 	@echo "make test-all  the same with full crosses of all options; slow"
 	@echo "make lint      ruff, mypy and clang-format, changing nothing;  make format  lets them change files"
-	@echo "make bench     linear layers beside INT8 of other libraries, in one run; writes benchmarks/results/"
+	@echo "make bench     linear layers beside INT8 of other libraries, in one run; writes benchmarks/results/    ARGS='--suite all'"
+	@echo "make bench-suite  each kind of call by itself, under pytest-benchmark                                ARGS='-k W1A4'"
 	@echo "make wheel     the installable file, in dist/"
 	@echo "make clean     remove what was built;  make distclean  removes .venv too"
 	@echo "All of them create .venv first (PYTHON=python3.12 names the interpreter) and rebuild it only when sources changed."
@@ -49,9 +50,14 @@ format: $(INSTALLED)
 	$(PY) -m ruff format
 	find csrc tests \( -name '*.h' -o -name '*.cpp' \) -exec $(VENV)/bin/clang-format -i {} +
 
-bench: $(INSTALLED)
-	@$(INSTALL) --requirement tools/requirements.txt "onnx>=1.17" "onnxruntime>=1.20" "openvino>=2025.0"
+bench: bench-peers
 	@$(PY) -m benchmarks.report $(ARGS)
+
+bench-suite: bench-peers
+	$(PY) -m pytest benchmarks/bench_*.py --benchmark-columns=min,median,rounds --benchmark-sort=min $(ARGS)
+
+bench-peers: $(INSTALLED)
+	@$(INSTALL) --requirement tools/requirements.txt "onnx>=1.17" "onnxruntime>=1.20" "openvino>=2025.0"
 
 wheel: $(INSTALLED)
 	@echo "soniq: building the wheel in dist/ (about a minute)"

@@ -85,12 +85,15 @@ README_ROWS = {
 }
 
 
-def test_readme_speeds_are_the_results_file():
-    """Every row of the README's table is that of benchmarks/results/gemm.json, with its date and version."""
-    result = json.loads((ROOT / "benchmarks/results/gemm.json").read_text())
+def test_readme_speeds_are_the_results_files():
+    """Every figure of the README's table is that of benchmarks/results/gemm.json or gemv.json, with their date and version."""
     readme = (ROOT / "README.md").read_text()
+    results = [json.loads((ROOT / f"benchmarks/results/{suite}.json").read_text()) for suite in ("gemm", "gemv")]
+    ratios = {(tuple(row["shape"]), row["name"]): row["ratio"] for result in results for row in result["rows"]}
+    header = next(line for line in readme.splitlines() if line.startswith("| speed over the best INT8 |"))
+    shapes = [tuple(map(int, cell.split("x"))) for cell in header.strip("| ").split("|")[1:]]
     for label, name in README_ROWS.items():
-        ratios = " | ".join(f"{row['ratio']:.2f}x" for row in result["rows"] if row["name"] == name)
-        assert f"| {label} | {ratios} |" in readme
-    assert result["machine"]["date"] in readme
-    assert result["machine"]["versions"]["torch"] in readme
+        assert f"| {label} | {' | '.join(f'{ratios[shape, name]:.2f}x' for shape in shapes)} |" in readme
+    for result in results:
+        assert result["machine"]["date"] in readme
+        assert result["machine"]["versions"]["torch"] in readme

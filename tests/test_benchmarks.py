@@ -1,0 +1,149 @@
+"""The benchmarks run: every suite once on tiny shapes, the report with all its files, and targets that name real rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for package in ("torch", "pytest_benchmark", "matplotlib", "rich", "typer"):
+    pytest.importorskip(package)
+
+from soniq_kernels import isa
+
+ROOT = Path(__file__).resolve().parents[1]
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`python -m ...` in the repository's root."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=600, check=False)
+
+
+def report(out: Path, *arguments: object) -> dict:
+    """The result of one suite on one tiny shape."""
+    done = run("benchmarks.report", "--out", out, "--rounds", 1, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = out.glob("*.json")
+    return json.loads(file.read_text())
+
+
+def test_every_benchmark_runs_once():
+    """Each checks its answer first; peers that are not installed are skipped."""
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    assert len(files) == 4
+    done = run("pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable", "--tiny", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+
+
+def test_report_writes_all_its_files(tmp_path):
+    """JSON, CSV, Markdown and pictures with every contender, wherever it was measured."""
+    result = report(tmp_path, "--suite", "gemm", "--shape", "6x48x64", "--peer", "torch", "--seconds", 1)
+    names = {row["name"] for row in result["rows"]}
+    assert {"oneDNN (torch)", "FP32 (torch)", f"W1A4 {isa.active()}", f"80% W1A4 + 20% W4A4 {isa.active()}"} <= names
+    assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in result["rows"])
+    for fact in ("cpu", "flags", "threads", "versions", "date", "command"):
+        assert result["machine"][fact]
+    page = (tmp_path / "gemm.md").read_text()
+    assert all(f"| {name} |" in page for name in names) and result["machine"]["command"] in page
+    table = [line for line in (tmp_path / "gemm.csv").read_text().splitlines() if not line.startswith("#")]
+    assert [line["name"] for line in csv.DictReader(table)] == [row["name"] for row in result["rows"]]
+    for picture in result["pictures"]:
+        assert (tmp_path / picture).stat().st_size > 10_000
+        assert f"]({picture})" in page
+
+
+@pytest.mark.skipif("avx2" not in isa.available(), reason="the suite is about AVX2")
+def test_contenders_in_processes(tmp_path):
+    """Ours and a peer live in processes of their own, and ours is held to the tier."""
+    peer = ("--peer", "oneDNN", "--widths", "W2A2", "--widths", "W4A4")
+    result = report(tmp_path, "--suite", "avx2", "--shape", "5x24x70", *peer)
+    assert {row["name"] for row in result["rows"]} == {"oneDNN (torch)", "W2A2 avx2", "W4A4 avx2"}
+    assert all(row["kernel"].startswith("avx2.") for row in result["rows"] if row["kind"] == "ours")
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """The repository's root is on the path for one test only: other tests make sure that its folders are not importable."""
+    monkeypatch.syspath_prepend(ROOT)
+
+
+def test_networks_add_up(importable):
+    """A network's figure is the sum of its layers; a network that was not measured whole has none."""
+    from benchmarks import pages, shapes
+
+    row = {"name": "somebody", "kind": "int8", "threads": 1, "tier": "", "seconds": 2.0}
+    rows = [{**row, "shape": list(layer.shape)} for layer in shapes.NETWORKS["MiniLM-L6"]]
+    assert pages.network_totals(rows) == {"MiniLM-L6": {pages.BEST_INT8: 72.0, "somebody": 72.0}}
+    assert pages.network_totals(rows[1:]) == {}
+
+
+def test_targets_name_rows_that_are_measured(importable):
+    """A target that no suite measures would never be judged."""
+    from benchmarks import shapes, suites, targets
+
+    count = 0
+    for name, suite in suites.SUITES.items():
+        for target in targets.of(name):
+            count += 1
+            measured = {widths for widths, _ in suite.ours(target.shape)}
+            assert target.shape in suite.shapes and target.widths in measured, f"{name}: {target}"
+    assert count == 4 * len(shapes.WIDTHS) + 12 + 4 * 6 + 4 * len(shapes.WIDTHS)
+
+
+def test_verdicts(importable):
+    """On the two decimals that pages print; a floor is told from a miss."""
+    from benchmarks.targets import BEST_TIER, Target
+
+    target = Target((1, 1, 1), "W4A4", BEST_TIER, 1.0, floor=0.95)
+    verdicts = [target.verdict(ratio) for ratio in (1.2, 0.996, 0.97, 0.9)]
+    assert verdicts == ["ok", "ok", "missed, above the floor of 0.95", "missed, below the floor of 0.95"]
+    assert Target((1, 1, 1), "W1A1", BEST_TIER, 4.6).verdict(4.59) == "missed"
+
+
+def test_bad_options(importable):
+    """What came and what was expected."""
+    import typer
+    from benchmarks import report as command
+
+    with pytest.raises(typer.BadParameter, match="got suite gemms, expected gemm, gemv"):
+        command._names(["gemm", "gemms"])
+    with pytest.raises(typer.BadParameter, match="got shape '128x4096', expected M x N x K"):
+        command._shape("128x4096")
+    assert command._names(["all"]) == ["gemm", "gemv", "networks", "avx2", "threads", "lowbit"]
+
+
+def test_a_wrong_answer_is_not_timed(importable):
+    """The checks can fail: of ours by one in one value, of a peer by noise that its bits do not explain."""
+    import numpy as np
+    from benchmarks import operands, peers
+
+    with pytest.raises(AssertionError, match="1 of 6 values differ"):
+        operands.require_equal(np.arange(6), np.array([0, 1, 2, 3, 4, 6]), "ours")
+    small = operands.Operands.random((4, 8, 64))
+    off = peers.Peer(lambda given, _: lambda: given.exact * np.float32(1.1), 8)
+    peers.INT8["off"] = off
+    try:
+        with pytest.raises(AssertionError, match="off is off by 10.0%"):
+            peers.linear(small, "int8", "off", 1)
+    finally:
+        del peers.INT8["off"]
+
+
+def test_large_weights_repeat_their_first_rows(importable, monkeypatch):
+    """Built from a block, packed without being packed in full, and still checked whole."""
+    from benchmarks import operands, ours
+
+    monkeypatch.setattr(operands, "MOST_RANDOM", 1000)
+    large = operands.Operands.random((3, 64, 72))
+    assert large.repeats == 8 and large.w.shape == (64, 72)
+    for widths in ("W3A4", "80% W1A4 + 20% W4A4"):
+        call, _ = ours.linear(large, widths, isa.active(), 1)
+        assert call().shape == (3, 64)
