@@ -18,6 +18,7 @@ from soniq_kernels.activations import (
     require_finite,
     scales_of,
 )
+from soniq_kernels.planner import Choice
 from soniq_kernels.plans import Plan
 from soniq_kernels.weights import PackedWeights
 
@@ -29,9 +30,10 @@ class Explanation:
     """Which kernel runs, and why.
 
     Attributes:
-        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "lut", "depthwise" or
+        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "lut", "lut6", "depthwise" or
         "reference". kernel: "isa.family.variant". Two segments of different kernels are joined by " + ". tile: (rows, columns) of the inner loop. panel_bytes: of the built weights.
-        threads: at most this many. reason: one sentence.
+        threads: at most this many. reason: one sentence a segment. pack_seconds: what building the panels took, once.
+        segments: the planner's choice for each of them, with the estimates of all families; empty where there is one way only.
     """
 
     isa: str
@@ -42,39 +44,54 @@ class Explanation:
     panel_bytes: int
     threads: int
     reason: str
+    pack_seconds: float
+    segments: tuple[Choice, ...]
 
     def __str__(self) -> str:
-        return f"{self.kernel}, tile {self.tile[0]} x {self.tile[1]}, {self.threads} threads: {self.reason}"
+        panels = f"{self.panel_bytes:,} bytes of panels, built in {self.pack_seconds * 1e3:.3g} ms"
+        return f"{self.kernel}, tile {self.tile[0]} x {self.tile[1]}, {self.threads} threads, {panels}: {self.reason}"
 
 
 def explain(x: Any, packed: PackedWeights) -> Explanation:
-    """See `gemm.explain`."""
+    """Which kernel serves this product, and why; the layer is built if it was not yet.
+
+    Args:
+        x: what the call would get; its rows count. For a convolution they are its pixels, as with stride 1 and "same"
+            padding: `conv.explain` knows better.
+    """
     require_packed(packed)
+    shape = x.shape if isinstance(x, Activations) else _arrays.as_numpy(x, "x").shape
+    return explain_rows(x, packed, math.prod(shape[:-1]))
+
+
+def explain_rows(x: Any, packed: PackedWeights, rows: int) -> Explanation:
+    """The explanation of a call with so many output rows."""
     if isinstance(x, Activations):
         _require_same_plan(x, packed)
-    layer = packed.layer()
-    kernels = list(dict.fromkeys(layer.kernels))
+    layer, pack_seconds = packed.built(rows)
+    choices, kernels = packed.choices(rows), list(dict.fromkeys(layer.kernels))
     tiers, families = (" + ".join(dict.fromkeys(k[i] for k in kernels)) for i in (0, 1))
+    why = [c.reason for c in choices] + [_reason(layer.tier, tier, family) for tier, family, _ in kernels]
     return Explanation(
         _core.active_tier(), tiers, families, " + ".join(".".join(filter(None, k)) for k in kernels), layer.tile,
-        layer.panel_bytes, _core.get_num_threads(), "; ".join(_reason(layer.tier, *k) for k in kernels),
+        layer.panel_bytes, _core.get_num_threads(), "; ".join(dict.fromkeys(why)), pack_seconds, choices,
     )  # fmt: skip
 
 
-_WHY = {
+_WHAT = {
     "reference": "the reference tier was asked for: plain loops, the definition of right",
-    "dot": "weights unpacked to bytes and multiplied by byte dot products, which serves every pair of widths",
-    "popcount": "few planes on both sides, so bit planes are multiplied by AND and counted",
-    "lut": "few weight planes, so four weight bits at a time look up exact sums of activations",
-    "lut6": "few weight planes and activations of few bits, so six weight bits at a time look up exact sums of activations",
+    "dot": "dot unpacks weights to bytes and multiplies them by byte dot products",
+    "popcount": "popcount multiplies bit planes by AND and counts",
+    "lut": "lut looks up exact sums of activations by four weight bits at a time",
+    "lut6": "lut6 looks up exact sums of activations by six weight bits at a time",
     "depthwise": "one output per input channel, so lanes are channels",
 }
 
 
-def _reason(asked: str, tier: str, family: str, _: str) -> str:
+def _reason(asked: str, tier: str, family: str) -> str:
     if tier == asked:
-        return _WHY[family]
-    return f"{_WHY[family]} ({asked} has no {family} kernel of its own and uses that of {tier})"
+        return _WHAT[family]
+    return f"{_WHAT[family]} ({asked} has no {family} kernel of its own and uses that of {tier})"
 
 
 def require_packed(packed: Any) -> None:
@@ -138,7 +155,7 @@ class Call:
         self._keep: list[NDArray[Any]] = []
 
     def run(self, geometry: _core.Geometry) -> None:
-        x, layer = self.x, self.packed.layer()
+        x, layer = self.x, self.packed.layer(self.rows)
         if isinstance(x, Activations):
             layer.run(x.stored, geometry, self.output)
             return

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _arrays, _core
-from soniq_kernels._layers import Call, operand, explain, finish, require_packed
+from soniq_kernels._layers import Call, Explanation, explain_rows, finish, operand, require_packed
 from soniq_kernels.activations import Activations
 from soniq_kernels.weights import PackedWeights
 
@@ -58,17 +58,35 @@ def conv2d_int32(
     return acc
 
 
+def explain(
+    x: Any,
+    packed: PackedWeights,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, int] = 1,
+) -> Explanation:
+    """Which kernel serves this convolution, and why; `x` as in `conv2d`, of which only the shape counts."""
+    require_packed(packed)
+    x = _image(x)
+    geometry = _geometry(x.shape, packed.kernel_size, stride, padding, dilation)
+    return explain_rows(x, packed, geometry.batch * geometry.out_h * geometry.out_w)
+
+
 def _call(
     x: Any, packed: PackedWeights, stride: Any, padding: Any, dilation: Any, check_finite: bool
 ) -> tuple[Call, _core.Geometry]:
     require_packed(packed)
+    x = operand(_image(x), packed, check_finite)
+    geometry = _geometry(x.shape, packed.kernel_size, stride, padding, dilation)
+    return Call(x, packed, (x.shape[0], geometry.out_h, geometry.out_w, packed.out_channels)), geometry
+
+
+def _image(x: Any) -> Any:
     if not isinstance(x, Activations):
         x = _arrays.as_numpy(x, "x")
     if len(x.shape) != 4:
         raise ValueError(f"x has shape {x.shape}, expected NHWC [batch, height, width, channels]")
-    x = operand(x, packed, check_finite)
-    geometry = _geometry(x.shape, packed.kernel_size, stride, padding, dilation)
-    return Call(x, packed, (x.shape[0], geometry.out_h, geometry.out_w, packed.out_channels)), geometry
+    return x
 
 
 def _geometry(

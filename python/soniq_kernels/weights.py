@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from soniq_kernels import _arrays, _core
+from soniq_kernels import _arrays, _core, planner
 from soniq_kernels.activations import MAX_SCALE, MIN_SCALE, PER_ROW, check_largest_codes
 from soniq_kernels.plans import Grid, Plan
 
 MAX_ACC = 2**31 - 1
+MANY_ROWS = planner.ROWS[-1]
+
+
+class BuiltLayer(NamedTuple):
+    """A layer of the core, and how long its panels took to build."""
+
+    layer: _core.Layer
+    pack_seconds: float
 
 
 class PackedWeights:
@@ -48,7 +57,9 @@ class PackedWeights:
         self.post_scale = post_scale
         self.post_bias = post_bias
         self.scales_at_bits = scales_at_bits or {}
-        self._layers: dict[str, _core.Layer] = {}
+        self._layers: dict[tuple[str, tuple[str, ...]], BuiltLayer] = {}  # by tier and families
+        self._planned: dict[tuple[str, int], _core.Layer] = {}  # by tier and class of rows
+        self._settings: object = planner.settings  # what the plans were made under
         self._output: tuple[_core.Output, dict[str, Any]] | None = None
 
     # ---- sizes -----------------------------------------------------------------------------------------------------
@@ -135,8 +146,13 @@ class PackedWeights:
         _files.save(self, path)
 
     def drop_portable(self) -> None:
-        """Frees the portable copy once the active tier's panels are built; `codes`, `at_bits` and `save` then refuse."""
-        self.layer()
+        """Frees the portable copy; `codes`, `at_bits` and `save` then refuse.
+
+        Panels that are built stay, and the planner chooses among them from then on. If the active tier has none, those for
+        many rows are built; call `layer(1)` before to keep those for single rows as well.
+        """
+        if not self._kept(_core.active_tier()):
+            self.layer()
         self.planes = None
 
     def _portable(self, wanted: str) -> list[NDArray[np.uint8]]:
@@ -145,18 +161,60 @@ class PackedWeights:
         return self.planes
 
     # ---- running ---------------------------------------------------------------------------------------------------
-    def layer(self) -> _core.Layer:
-        """The layer of the active tier, built at its first use."""
-        tier = _core.active_tier()
-        if tier not in self._layers:
+    def layer(self, rows: int = MANY_ROWS) -> _core.Layer:
+        """The active tier's layer for a call of so many rows, chosen and built at its first use."""
+        if self._settings is not planner.settings:
+            self._planned, self._settings = {}, planner.settings
+        planned, key = self._planned, (_core.active_tier(), planner.rows_class(rows))
+        layer = planned.get(key)
+        if layer is None:
+            layer = planned[key] = self.built(rows).layer
+        return layer
+
+    def built(self, rows: int = MANY_ROWS) -> BuiltLayer:
+        """What `layer` gives, with the time that building it took."""
+        return self.built_of(_core.active_tier(), tuple(choice.family for choice in self.choices(rows)))
+
+    def choices(self, rows: int = MANY_ROWS) -> tuple[planner.Choice, ...]:
+        """What multiplies each segment on the active tier, and why; empty where there is one way only."""
+        tier, n, k = _core.active_tier(), self.out_channels // self.groups, self._k_of_segments()
+        if not _core.candidates(tier, 8, 8) or self._is_depthwise():
+            return ()
+        wanted = tuple(
+            planner.choose(tier, s.w.bits, s.a.bits, rows, n, k_s) for s, k_s in zip(self.plan.segments, k, strict=True)
+        )
+        kept = self._kept(tier)
+        if self.planes is not None or not kept or tuple(c.family for c in wanted) in kept:
+            return wanted
+        best = min(kept, key=lambda families: sum(c.estimates[f] for c, f in zip(wanted, families, strict=True)))
+        kernels = self._layers[tier, best].layer.kernels
+        return tuple(c.kept(family, kernel) for c, (kernel, family, _) in zip(wanted, kernels, strict=True))
+
+    def built_of(self, tier: str, families: tuple[str, ...]) -> BuiltLayer:
+        """The layer of a tier with these kernel families, one a segment, built at its first use; () if it has one way."""
+        key = tier, families
+        if key not in self._layers:
             self._portable(f"the tier {tier}")
-            streams = _unpack_streams(self)
+            began = time.perf_counter()
             segments = [_segment_tuple(self.plan, i, self.groups) for i in range(len(self.plan.segments))]
-            self._layers[tier] = _core.Layer(
+            layer = _core.Layer(
                 self.out_channels, self.groups, *self.kernel_size, self.plan.channels, segments,
-                streams, tier,
+                _unpack_streams(self), tier, list(families),
             )  # fmt: skip
-        return self._layers[tier]
+            self._layers[key] = BuiltLayer(layer, time.perf_counter() - began)
+        return self._layers[key]
+
+    def _kept(self, tier: str) -> list[tuple[str, ...]]:
+        """The families of a tier whose panels are there."""
+        return [families for built_tier, families in self._layers if built_tier == tier]
+
+    def _is_depthwise(self) -> bool:
+        return self.groups > 1 and self.groups == self.plan.channels == self.out_channels
+
+    def _k_of_segments(self) -> list[float]:
+        """K of each segment in a group, on average over the groups."""
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        return [taps * s.channels / self.groups for s in self.plan.segments]
 
     def output(self) -> _core.Output:
         """What the core does with the integers as far as this layer decides it: a copy that the caller completes."""
@@ -173,7 +231,7 @@ class PackedWeights:
 
     def __getstate__(self) -> dict[str, Any]:
         self._portable("pickling")
-        return {**self.__dict__, "_layers": {}, "_output": None}
+        return {**self.__dict__, "_layers": {}, "_planned": {}, "_settings": None, "_output": None}
 
     def __repr__(self) -> str:
         return f"PackedWeights{self.shape}, {self.plan}"

@@ -1,0 +1,196 @@
+"""Which kernel family multiplies a segment: the one that the table of costs says is fastest. docs/planner.md.
+
+    time = M * K * (prepare + N / products_per_ns)
+
+`soniq calibrate` measures the table on a machine; `SONIQ_FAMILY=lut` or `planner.use("lut")` forces a family. The result
+is the same whatever is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from soniq_kernels import _arrays, _core, _costs
+from soniq_kernels._costs import ROWS, Cost, Table, rows_class
+
+__all__ = ["FAMILIES", "ROWS", "Choice", "choose", "reload", "rows_class", "table", "use"]
+
+FAMILIES = ("dot", "popcount", "lut", "lut6")
+NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What multiplies one segment, and why.
+
+    Attributes:
+        family: of the kernel. tier: whose kernel it is, the one asked for or one below it.
+        estimates: {family: ns on one thread} of every family that serves the widths, fastest first.
+        measured: whether the estimates are from a table; else they are ceilings of the inner loops.
+        reason: one sentence.
+    """
+
+    family: str
+    tier: str
+    estimates: dict[str, float]
+    measured: bool
+    reason: str
+
+    @property
+    def ns(self) -> float:
+        """The estimate of the family that was chosen."""
+        return self.estimates[self.family]
+
+    def kept(self, family: str, tier: str) -> Choice:
+        """`family` in place of this choice, whose panels are not there and cannot be built."""
+        if family == self.family:
+            return self
+        why = f"{family}: its panels were kept by drop_portable(), which left no way to build those of {self.family}"
+        return replace(self, family=family, tier=tier, reason=why)
+
+
+class _Settings:
+    """The family forced, and by whom. A new object whenever anything changes that a choice depends on."""
+
+    def __init__(self, forced: str | None, source: str = "") -> None:
+        self.forced, self.source = forced, source
+
+
+settings = _Settings(None)
+_tables: list[Table] | None = None
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+def table() -> Table:
+    """The table in use: that of this machine, else the one that ships. Read at its first use.
+
+    Raises:
+        ValueError: this machine's table is damaged; the message names the file and what to do.
+    """
+    return _read_tables()[0]
+
+
+def reload() -> None:
+    """Forgets what was read: the next call reads the files again and chooses anew."""
+    global _tables, settings
+    _tables = None
+    settings = _Settings(settings.forced, settings.source)
+
+
+def _read_tables() -> list[Table]:
+    """By rank: a tier that this machine's table lacks has the numbers that ship."""
+    global _tables
+    if _tables is None:
+        own = _costs.of_this_machine()
+        _tables = [_costs.shipped()] if own is None else [own, _costs.shipped()]
+    return _tables
+
+
+def _costs_of(tier: str, w_bits: int, a_bits: int, families: list[str]) -> tuple[dict[str, Cost], str] | None:
+    """The costs of all these families and where they are from; None if any was not measured."""
+    for source in _read_tables():
+        if tier in source.tiers:
+            costs = source.tiers[tier].get((w_bits, a_bits), {})
+            return (costs, source.origin) if set(families) <= set(costs) else None
+    return None
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float) -> Choice:
+    """The family for a product of codes [rows, k] x [k, n] on a tier of `isa.available()`; a segment is chosen by itself.
+
+    Args:
+        rows: M of the call, planned for as `rows_class(rows)`. n, k: of a group of the layer.
+
+    Raises:
+        ValueError: a tier without families to choose from ("reference"), or bits outside 1..8.
+    """
+    w, a = _arrays.integer(w_bits, "w_bits", 1, 8), _arrays.integer(a_bits, "a_bits", 1, 8)
+    candidates = _core.candidates(tier, w, a)
+    if not candidates:
+        raise ValueError(f"the tier {tier} has no kernel families to choose from; take another one of isa.available()")
+    found = _costs_of(tier, w, a, [family for family, _, _ in candidates])
+    if found is None:
+        times = {family: rows * n * k / (rate * NOMINAL_GHZ) for family, _, rate in candidates}
+        source = f"ceilings of the inner loops; the table has no numbers for {tier}, `soniq calibrate` measures them"
+    else:
+        times, source = {family: found[0][family].ns(rows, n, k) for family, _, _ in candidates}, found[1]
+    estimates = dict(sorted(times.items(), key=lambda item: item[1]))
+    family, why = _decide(estimates)
+    reason = f"{family} for W{w}A{a}{why} at M = {rows}, N = {n}, K = {k:g} ({source})"
+    return Choice(family, {f: t for f, t, _ in candidates}[family], estimates, found is not None, reason)
+
+
+def _decide(estimates: dict[str, float]) -> tuple[str, str]:
+    """(family, why): the one that is forced if it is among them, else the fastest."""
+    forced, by = settings.forced, ""
+    family = next(iter(estimates))
+    if forced in estimates:
+        family, by = forced, f", forced by {settings.source}"
+    elif forced is not None:
+        by = f" ({forced}, forced by {settings.source}, does not serve them)"
+    others = [other for other in estimates if other != family]
+    if not others:
+        return family, f"{by}: {_in_words(estimates[family])}, and no other family serves these widths,"
+    return family, f"{by}: {_in_words(estimates[family])} against {_in_words(estimates[others[0]])} for {others[0]}"
+
+
+def _in_words(ns: float) -> str:
+    for unit, size in (("ms", 1e6), ("us", 1e3)):
+        if ns >= 0.1 * size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns:.3g} ns"
+
+
+# ---- forcing ---------------------------------------------------------------------------------------------------------
+class use:
+    """Forces a kernel family for the whole process, at once; as a context manager, until the end of the block.
+
+    Widths that the family does not serve go on with the planner's choice, and `gemm.explain` says so.
+
+    Args:
+        name: one of FAMILIES, or None for the planner's choice.
+
+    Raises:
+        ValueError: an unknown family; the message lists the names.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        _require_known(name, "planner.use")
+        self._previous = settings
+        self.name = name
+        _force(name, "planner.use")
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _force(self._previous.forced, self._previous.source)
+
+    def __repr__(self) -> str:
+        return f"planner.use({self.name!r})"
+
+
+def _force(name: str | None, source: str) -> None:
+    global settings
+    settings = _Settings(name, source)
+
+
+def _require_known(name: object, source: str) -> None:
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise TypeError(f"{source} got {name!r}, expected the name of a kernel family: {', '.join(FAMILIES)}")
+    if name not in FAMILIES:
+        raise ValueError(f"{source} got {name!r}, which is no kernel family; there are: {', '.join(FAMILIES)}")
+
+
+def _use_environment() -> None:
+    name = os.environ.get("SONIQ_FAMILY")
+    if name:
+        _require_known(name, "SONIQ_FAMILY")
+        _force(name, "SONIQ_FAMILY")
+
+
+_use_environment()
