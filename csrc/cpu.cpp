@@ -38,9 +38,10 @@ uint64_t enabled_state() {
 CpuFeatures detect() {
   constexpr uint64_t kYmm = 0x06, kZmm = 0xE6;
   const uint64_t state = enabled_state();
-  const Registers one = cpuid(1), seven = cpuid(7);
+  const Registers one = cpuid(1), seven = cpuid(7), seven_one = cpuid(7, 1);
   CpuFeatures f;
   f.avx2 = (state & kYmm) == kYmm && bit(one.c, 12) && bit(seven.b, 5) && bit(seven.b, 8);
+  f.avxvnni = f.avx2 && seven.a >= 1 && bit(seven_one.a, 4);
   f.avx512 = f.avx2 && (state & kZmm) == kZmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) &&
              bit(seven.b, 31) && bit(seven.c, 11);
   f.avx512_vbmi = f.avx512 && bit(seven.c, 1) && bit(seven.c, 12) && bit(seven.c, 14);

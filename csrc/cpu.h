@@ -7,6 +7,7 @@ namespace soniq {
 
 struct CpuFeatures {
   bool avx2 = false;         // AVX2, FMA, BMI2, and the OS saves ymm
+  bool avxvnni = false;      // adds VPDPBUSD in its VEX encoding
   bool avx512 = false;       // F, BW, DQ, VL, VNNI, and the OS saves zmm and the masks
   bool avx512_vbmi = false;  // adds VBMI, VPOPCNTDQ, BITALG
   bool neon = false;

@@ -8,6 +8,7 @@ namespace soniq {
 extern const KernelTable reference_table;
 #define SONIQ_TIER(name) extern const KernelTable name##_table
 SONIQ_TIER(avx2);
+SONIQ_TIER(avxvnni);
 SONIQ_TIER(avx512);
 SONIQ_TIER(avx512_vbmi);
 SONIQ_TIER(neon);
@@ -20,13 +21,19 @@ namespace {
 std::vector<Tier*> make_tiers() {
   const CpuFeatures& cpu = cpu_features();
   std::vector<Tier*> list;
-  // The list lives as long as the process: layers hold references into it.
-  const auto add = [&list](const char* name, const char* needs, const KernelTable* table, bool usable) {
-    list.push_back(new Tier{name, needs, table, usable, int(list.size()) - 1, {}});
+  // The list lives as long as the process: layers hold references into it. Below a tier is the last one before it that this
+  // processor has: AVX-512 came years before AVX-VNNI, so the order alone does not say who can serve whom.
+  int below = -1;
+  const auto add = [&](const char* name, const char* needs, const KernelTable* table, bool usable) {
+    list.push_back(new Tier{name, needs, table, usable, below, {}});
+    if (usable) below = int(list.size()) - 1;
   };
   add("reference", "nothing", &reference_table, true);
 #if defined(SONIQ_HAVE_AVX2)
   add("avx2", "AVX2, FMA and BMI2", &avx2_table, cpu.avx2);
+#endif
+#if defined(SONIQ_HAVE_AVXVNNI)
+  add("avxvnni", "AVX2, FMA, BMI2 and AVX-VNNI", &avxvnni_table, cpu.avxvnni);
 #endif
 #if defined(SONIQ_HAVE_AVX512)
   add("avx512", "AVX-512 F, BW, DQ, VL and VNNI", &avx512_table, cpu.avx512);

@@ -42,7 +42,7 @@ struct Tier {
   const char* needs;         // in words, for messages
   const KernelTable* table;  // null: not built for this platform
   bool usable;               // built, and this CPU and operating system have it
-  int below;                 // index of the tier that serves what this one lacks; -1 for the reference
+  int below;                 // index of the tier that serves what this one lacks, a usable one; -1 for the reference
   mutable KernelCounters counters;
 };
 

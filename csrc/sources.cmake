@@ -1,4 +1,5 @@
 # The core library without Python: drivers at the baseline of the platform, kernels with the flags of their tier.
+include(CheckCXXCompilerFlag)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 
 set(SONIQ_CSRC ${CMAKE_CURRENT_LIST_DIR})
@@ -43,9 +44,14 @@ function(soniq_tier name)
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  set(avx2 -mavx2 -mfma -mbmi2)
   # -Wno-*uninitialized: GCC 12 warns about its own AVX-512 header (GCC bug 105593).
-  set(avx512 -Wno-uninitialized -Wno-maybe-uninitialized -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mbmi2 -mprefer-vector-width=512)
-  soniq_tier(avx2 -mavx2 -mfma -mbmi2)
+  set(avx512 -Wno-uninitialized -Wno-maybe-uninitialized -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni ${avx2} -mprefer-vector-width=512)
+  soniq_tier(avx2 ${avx2})
+  check_cxx_compiler_flag(-mavxvnni SONIQ_COMPILER_HAS_AVXVNNI)  # GCC 11, Clang 12
+  if(SONIQ_COMPILER_HAS_AVXVNNI)
+    soniq_tier(avxvnni ${avx2} -mavxvnni)
+  endif()
   soniq_tier(avx512 ${avx512})
   soniq_tier(avx512_vbmi ${avx512} -mavx512vbmi -mavx512vpopcntdq -mavx512bitalg)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")

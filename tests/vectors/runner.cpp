@@ -1,10 +1,14 @@
 // Checks the kernels of this build against cases that the oracle wrote (write.py), bit for bit, without Python: for CPUs
 // that are emulated, and for builds with sanitizers.
 //
-//   soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--flush-denormals]
+//   soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--every N] [--flush-denormals] [--emulate-avxvnni]
+//
+// --every N, for slow runs, takes every Nth case and leaves the kernels of lower tiers to their own runs;
+// --emulate-avxvnni makes that tier usable on a processor without it (emulate_avxvnni.h).
 //
 // Prints the tiers, every difference up to a limit, one line of counts a tier, and the kernels that these tiers should
 // have run and never did. Exits with 0 only if there is neither a difference nor such a kernel.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +26,7 @@
 #endif
 
 #include "cpu.h"
+#include "emulate_avxvnni.h"
 #include "layer.h"
 #include "quantize.h"
 #include "threads.h"
@@ -462,13 +467,15 @@ Check read_check(Reader& in, Kind kind) {
   }
 }
 
-std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers) {
+std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers, int every) {
   std::vector<Count> counts;
   Report report;
   for (const Tier* tier : tiers) counts.push_back(check_kernels(*tier, report));
+  int number = 0;
   for (Kind kind = in.kind(); kind != kEnd; kind = in.kind()) {
     const std::string name = in.text();
     const Check check = read_check(in, kind);
+    if (number++ % every != 0) continue;
     for (size_t i = 0; i < tiers.size(); ++i) {
       report.begin(name, *tiers[i]);
       check(*tiers[i], report);
@@ -478,11 +485,13 @@ std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers) 
   return counts;
 }
 
-// "tier.slot" of every kernel that calls on these tiers end in.
-std::set<std::string> serving_slots(const std::vector<const Tier*>& tiers) {
+// "tier.slot" of every kernel that calls on these tiers end in; `own`: in tables of these tiers only.
+std::set<std::string> serving_slots(const std::vector<const Tier*>& tiers, bool own) {
   std::set<std::string> slots;
   for (const Tier* t : tiers) {
-    const auto add = [&](const char* slot, const Tier& server) { slots.insert(std::string(server.name) + "." + slot); };
+    const auto add = [&](const char* slot, const Tier& server) {
+      if (!own || std::count(tiers.begin(), tiers.end(), &server)) slots.insert(std::string(server.name) + "." + slot);
+    };
     add("quantize", tier_with(*t, &KernelTable::quantize));
     add("abs_max", tier_with(*t, &KernelTable::abs_max));
     add("all_finite", tier_with(*t, &KernelTable::all_finite));
@@ -492,12 +501,13 @@ std::set<std::string> serving_slots(const std::vector<const Tier*>& tiers) {
     add("dot", tier_with(*t, &KernelTable::dot));
     add("popcount", tier_with(*t, &KernelTable::popcount));
     add("lut", tier_with(*t, &KernelTable::lut));
+    add("lut6", tier_with(*t, &KernelTable::lut6));
   }
   return slots;
 }
 
-int report_idle_kernels(const std::vector<const Tier*>& tiers) {
-  const std::set<std::string> slots = serving_slots(tiers);
+int report_idle_kernels(const std::vector<const Tier*>& tiers, bool own) {
+  const std::set<std::string> slots = serving_slots(tiers, own);
   int idle = 0;
   for (const auto& [kernel, runs] : kernel_counts()) {
     const size_t end = kernel.find('.', kernel.find('.') + 1);
@@ -539,11 +549,24 @@ void flush_denormals() {
 #endif
 }
 
+// The processor's own tiers stay as they are; this one can be asked for by name as well.
+void emulate_avxvnni() {
+#if defined(__x86_64__) && defined(__linux__)
+  avxvnni::emulate();
+  for (Tier* tier : tiers())
+    if (std::string(tier->name) == "avxvnni") tier->usable = true;
+#else
+  throw std::runtime_error("--emulate-avxvnni is not known on this platform");
+#endif
+}
+
 int run(const std::vector<std::string>& arguments) {
   if (arguments.empty())
     throw std::runtime_error(
-        "usage: soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--flush-denormals]");
+        "usage: soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--every N] [--flush-denormals] "
+        "[--emulate-avxvnni]");
   std::string names = "all";
+  int every = 1;
   set_work_per_thread(1);  // split even the smallest case
   for (size_t i = 1; i < arguments.size(); ++i) {
     const bool has_value = i + 1 < arguments.size();
@@ -551,8 +574,12 @@ int run(const std::vector<std::string>& arguments) {
       names = arguments[++i];
     else if (arguments[i] == "--threads" && has_value)
       set_num_threads(std::stoi(arguments[++i]));
+    else if (arguments[i] == "--every" && has_value)
+      every = std::max(1, std::stoi(arguments[++i]));
     else if (arguments[i] == "--flush-denormals")
       flush_denormals();
+    else if (arguments[i] == "--emulate-avxvnni")
+      emulate_avxvnni();
     else
       throw std::runtime_error("unknown argument " + arguments[i]);
   }
@@ -560,8 +587,8 @@ int run(const std::vector<std::string>& arguments) {
   const std::vector<const Tier*> chosen = choose_tiers(names);
   std::printf("best tier: %s\n", best_tier().name);
   Reader in(arguments[0]);
-  const std::vector<Count> counts = check_all(in, chosen);
-  bool good = report_idle_kernels(chosen) == 0;
+  const std::vector<Count> counts = check_all(in, chosen, every);
+  bool good = report_idle_kernels(chosen, every > 1) == 0;
   for (size_t i = 0; i < chosen.size(); ++i) {
     std::printf("%s: %d cases, %d failed\n", chosen[i]->name, counts[i].cases, counts[i].failed);
     good = good && counts[i].failed == 0 && counts[i].cases > 0;
