@@ -9,7 +9,6 @@
 //   V::kSteps               steps of 4 codes that are multiplied together: what one load of activations serves
 //   V::activations          the 4 * kSteps codes of one row, as dot wants them
 //   V::kFewRows             up to how many rows dot_few serves (0 where kSteps is not 1)
-//   V::has_form             whether some activation width takes this form with weights of so many bits
 //   V::dot<form>            sums + the products of the codes of kSteps registers of weights and those activations
 //
 // Sum S = sum c_w * c_a over unsigned codes; what the levels need beyond it is the epilogue's (format.h, arithmetic.md).
@@ -159,9 +158,17 @@ constexpr void fill_tiles(DotFamily& family, std::integer_sequence<int, Rows...>
   ((family.tile[Form][Rows + 1] = dot_tile<V, Form, Rows + 1>), ...);
 }
 
+// Whether weights of so many bits take a form with activations of some width.
+template <class V>
+constexpr bool takes_form(int form, int w_bits) {
+  for (int a_bits = 1; a_bits <= 8; ++a_bits)
+    if (V::form(w_bits, a_bits) == form) return true;
+  return false;
+}
+
 template <class V, int Form, int Bits, int... Rows>
 constexpr void fill_few(DotFamily& family, std::integer_sequence<int, Rows...>) {
-  if constexpr (V::has_form(Form, Bits)) ((family.few[Form][Bits][Rows + 1] = dot_few<V, Form, Bits, Rows + 1>), ...);
+  if constexpr (takes_form<V>(Form, Bits)) ((family.few[Form][Bits][Rows + 1] = dot_few<V, Form, Bits, Rows + 1>), ...);
 }
 template <class V, int Form, int... Bits>
 constexpr void fill_few_widths(DotFamily& family, std::integer_sequence<int, Bits...>) {

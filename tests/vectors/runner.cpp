@@ -288,19 +288,36 @@ void check_result(const LayerCase& c, const Layer& layer, const Geometry& geomet
   }
 }
 
+// The families of a layer's segments, one choice for every family that any of them could take: the fastest of each, then
+// the second ones, ... A segment with fewer candidates repeats its last.
+std::vector<std::vector<Family>> family_choices(const LayerShape& shape, const Tier& tier) {
+  std::vector<std::vector<Family>> choices;
+  for (size_t rank = 0, most = 1; rank < most; ++rank) {
+    choices.emplace_back();
+    for (const Segment& s : shape.segments) {
+      const std::vector<Candidate> all = candidates(tier, s.weight.bits, s.activation.bits);
+      most = std::max(most, all.size());
+      if (!all.empty()) choices.back().push_back(all[std::min(rank, all.size() - 1)].family);
+    }
+  }
+  return choices;
+}
+
 void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
   std::vector<const uint8_t*> streams;
   for (const Bytes& stream : c.streams) streams.push_back(stream.data());
-  const Layer layer(c.shape, streams.data(), tier);
-  for (const int batch : c.batches) {
-    Geometry geometry = c.geometry;
-    geometry.batch = batch;
-    Guarded<int32_t> acc(geometry.rows() * c.shape.outputs);
-    Output output;
-    output.acc = acc.data();
-    layer.run(c.codes.data(), geometry, output);
-    acc.compare(c.acc, "acc, batch " + std::to_string(batch), report);
-    for (int i = 0; i < int(c.results.size()); ++i) check_result(c, layer, geometry, i, report);
+  for (const std::vector<Family>& families : family_choices(c.shape, tier)) {
+    const Layer layer(c.shape, streams.data(), tier, families);
+    for (const int batch : c.batches) {
+      Geometry geometry = c.geometry;
+      geometry.batch = batch;
+      Guarded<int32_t> acc(geometry.rows() * c.shape.outputs);
+      Output output;
+      output.acc = acc.data();
+      layer.run(c.codes.data(), geometry, output);
+      acc.compare(c.acc, "acc, batch " + std::to_string(batch), report);
+      for (int i = 0; i < int(c.results.size()); ++i) check_result(c, layer, geometry, i, report);
+    }
   }
 }
 

@@ -25,13 +25,10 @@ struct Avx2Dot {
   static constexpr bool kFlips8BitWeights = false;
   static constexpr int kUnsignedActivations = 0, kUnsignedWeights = 1, kWords = 2;
 
-  static int form(int w_bits, int a_bits) {
+  static constexpr int form(int w_bits, int a_bits) {
     const int pair = 2 * ((1 << w_bits) - 1) * ((1 << a_bits) - 1);
     if (pair > 32767) return kWords;
     return w_bits <= 7 ? kUnsignedActivations : kUnsignedWeights;
-  }
-  static constexpr bool has_form(int form, int w_bits) {
-    return form == kWords || (form == kUnsignedActivations) == (w_bits <= 7);
   }
   static const char* form_name(int form) {
     return form == kUnsignedActivations ? "activations" : form == kUnsignedWeights ? "weights" : "words";

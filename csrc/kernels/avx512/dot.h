@@ -22,8 +22,7 @@ struct Avx512Dot {
   static constexpr int kRate = 64;
   static constexpr bool kFlips8BitWeights = true;
 
-  static int form(int, int) { return 0; }
-  static constexpr bool has_form(int, int) { return true; }
+  static constexpr int form(int, int) { return 0; }
   static const char* form_name(int) { return "vnni"; }
 
   static Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -30,7 +30,7 @@ struct AvxVnniDot : Avx2Dot {
   static constexpr int kRate = 54;
   static constexpr bool kFlips8BitWeights = true;
 
-  static int form(int, int) { return 0; }
+  static constexpr int form(int, int) { return 0; }
   static const char* form_name(int) { return "vnni"; }
 
   template <int Form>
