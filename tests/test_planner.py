@@ -65,9 +65,7 @@ def layer(w_bits: int = 1, a_bits: int = 2, n: int = 40, k: int = 70) -> packing
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
     """Run code in a fresh interpreter."""
     command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, env=os.environ | variables, capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=120, check=False)
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------------------

@@ -104,8 +104,9 @@ def cost_facts() -> dict[str, Any]:
 def _costs_in_words(facts: dict[str, Any]) -> str:
     if "error" in facts:
         return facts["error"]
-    packing = ", ".join(f"{family} {least:g}-{most:g}" for family, (least, most) in facts["pack_ns_per_weight"].items())
-    return f"{facts['origin']} ({facts['path']})" + (f"; building panels takes, in ns a weight: {packing}" if packing else "")
+    words = f"{facts['origin']} ({facts['path']})"
+    packing = [f"{family} {least:g}-{most:g}" for family, (least, most) in facts["pack_ns_per_weight"].items()]
+    return words + (f"; building panels takes, in ns a weight: {', '.join(packing)}" if packing else "")
 
 
 def _usable_processors() -> int:
@@ -143,8 +144,12 @@ class Tiers(str, Enum):
 @app.command()
 def calibrate(
     out: Annotated[Path | None, typer.Option(help="The file to write; this machine's own by default.")] = None,
-    tiers: Annotated[Tiers, typer.Option(help="Measure the active tier, or every tier of this machine.")] = Tiers.active,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter turns: some seconds, and more noise.")] = False,
+    tiers: Annotated[
+        Tiers, typer.Option(help="Measure the active tier, or every tier of this machine.")
+    ] = Tiers.active,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer and shorter turns: some seconds, and more noise.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast each kernel family is here, on one thread, and write the table that kernels are chosen by.
@@ -176,7 +181,7 @@ def _target(out: Path | None) -> Path:
     try:
         path = (_costs.user_path() if out is None else out).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as wrong:
+    except OSError as wrong:
         raise typer.BadParameter(f"the file has no folder ({wrong}); name another with --out") from None
     return path
 
@@ -194,14 +199,16 @@ def _chosen(table: _costs.Table, tier: str, rows: int, n: int) -> Table:
     shown = Table(
         "", *(f"A{a}" for a in range(1, 9)), title=f"{tier}, M = {rows}, N = {n}: the fastest family, beside dot"
     )
+    pairs = table.tiers[tier]
     for w in range(1, 9):
-        cells = []
-        for a in range(1, 9):
-            ns = {family: cost.ns(rows, n, 1) for family, cost in table.tiers[tier][w, a].items()}
-            best = min(ns, key=ns.__getitem__)
-            cells.append(best if best == "dot" else f"{best} {ns['dot'] / ns[best]:.2f}x")
-        shown.add_row(f"W{w}", *cells)
+        shown.add_row(f"W{w}", *(_fastest(pairs.get((w, a), {}), rows, n) for a in range(1, 9)))
     return shown
+
+
+def _fastest(costs: dict[str, _costs.Cost], rows: int, n: int) -> str:
+    ns = {family: cost.ns(rows, n, 1) for family, cost in costs.items()}
+    best = min(ns, key=ns.__getitem__, default="")
+    return best if best in ("", "dot") else f"{best} {ns['dot'] / ns[best]:.2f}x"
 
 
 def _reader(path: Path) -> str:
