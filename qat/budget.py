@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from .cost import Cost, bit_cost
 from .layers import NOISE, QuantLayer
 
 
@@ -47,27 +48,33 @@ def learned_layers(model: nn.Module) -> list[QuantLayer]:
     return [layer for _, layer in quantized_layers(model) if layer.learns_bits]
 
 
-def average_bits(layers: list[QuantLayer]) -> Tensor:
-    """Average bits of a weight over `layers`: the learned real number in the noise phase, then the fixed one."""
-    spent = sum(layer.weights_per_channel * _bits(layer).sum() for layer in layers)
-    return spent / sum(layer.weight.numel() for layer in layers)
+def average_bits(layers: list[QuantLayer], cost: Cost = "bits") -> Tensor:
+    """Average bits of a weight over `layers`: the learned real number in the noise phase, then the fixed one.
+
+    With cost "time" every channel counts by the time that its bits cost instead of by its weights.
+    """
+    costs = [bit_cost(layer, cost) for layer in layers]
+    spent = sum(each * _bits(layer).sum() for each, layer in zip(costs, layers, strict=True))
+    return spent / sum(each * layer.channels for each, layer in zip(costs, layers, strict=True))
 
 
 def _bits(layer: QuantLayer) -> Tensor:
     return layer.learned_bits() if layer.phase_index == NOISE else layer.bits.float()
 
 
-def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0) -> Tensor:
+def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0, cost: Cost = "bits") -> Tensor:
     """What to add to the loss in the noise phase so that the average bits end at the target; 0 in the other phases.
 
     multiplier * (average - target) + stiffness / 2 * (average - target)^2, a scalar with a gradient to every precision.
     Each call in training mode is one step of dual ascent: the multiplier grows by rate * (average - target).
-    Raises FloatingPointError when a precision has become NaN.
+    cost: "bits" averages over weights. "time" averages over the time that the bits of a channel cost on this machine, so
+    that layers where the low precision saves time are pushed to it, and the others hardly; give `freeze` the same.
+    Raises FloatingPointError when a precision has become NaN, ValueError for another cost.
     """
     root, layers = prepared_root(model), learned_layers(model)
     if not layers or layers[0].phase_index != NOISE:
         return torch.zeros((), device=root.soniq_multiplier.device)
-    excess = average_bits(layers) - root.soniq_target_bits
+    excess = average_bits(layers, cost) - root.soniq_target_bits
     if not torch.isfinite(excess):
         raise FloatingPointError(
             f"the average bits are {excess.item()}: training has diverged; lower the learning rate of the precisions "

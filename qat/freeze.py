@@ -6,20 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from .budget import learned_layers, prepared_root, quantized_layers
+from .cost import Cost, bit_cost
 from .layers import EXACT, FOLDED, NOISE, QuantLayer
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: nn.Module, cost: Cost = "bits") -> nn.Module:
     """End the noise phase, in place: every channel gets the low or the high precision of its layer's palette.
 
     The channels that learned the most bits get the high precision, over the whole network, as many as the target
     average allows: the average lands below the target by less than one channel. From here on the forward is the
-    kernels' arithmetic. Raises ValueError if the model is already frozen, FloatingPointError if a precision is NaN.
+    kernels' arithmetic. cost: what the average is over, as in `bit_penalty`.
+    Raises ValueError if the model is already frozen or for another cost, FloatingPointError if a precision is NaN.
     """
     layers = [layer for _, layer in quantized_layers(model)]
     if any(layer.phase_index != NOISE for layer in layers):
         raise ValueError("this model is already frozen; prepare a fresh one to learn other bits")
-    _choose_precisions(learned_layers(model), float(prepared_root(model).soniq_target_bits))
+    _choose_precisions(learned_layers(model), float(prepared_root(model).soniq_target_bits), cost)
     for layer in layers:
         layer.precision.requires_grad_(False)
         layer.set_phase(EXACT)
@@ -46,26 +48,26 @@ def frozen_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
     return layers
 
 
-def _choose_precisions(layers: list[QuantLayer], target: float) -> None:
+def _choose_precisions(layers: list[QuantLayer], target: float, cost: Cost) -> None:
     """Fixed layers keep theirs; the others share one budget."""
     if not layers:
         return
     low, high = layers[0].palette
     wanted = torch.cat([layer.learned_bits().detach() for layer in layers]).cpu()
-    cost = torch.cat([torch.full((layer.channels,), layer.weights_per_channel) for layer in layers])
+    costs = torch.cat([torch.full((layer.channels,), bit_cost(layer, cost)) for layer in layers])
     if not torch.isfinite(wanted).all():
         raise FloatingPointError("a learned precision is NaN: training has diverged; resume from an earlier checkpoint")
-    budget = (target - low) / (high - low) * float(cost.sum())
-    is_high = _most_wanted(wanted, cost, budget)
+    budget = (target - low) / (high - low) * float(costs.sum())
+    is_high = _most_wanted(wanted, costs, budget)
     for layer, chosen in zip(layers, is_high.split([layer.channels for layer in layers]), strict=True):
         layer.set_bits(torch.where(chosen, high, low).to(layer.bits.device))
 
 
 def _most_wanted(wanted: Tensor, cost: Tensor, budget: float) -> Tensor:
-    """Bool: channels in falling order of `wanted`, each taken if its weights still fit the budget."""
+    """Bool: channels in falling order of `wanted`, each taken if its cost still fits the budget."""
     is_high = torch.zeros(len(wanted), dtype=torch.bool)
     for channel in torch.sort(wanted, descending=True, stable=True).indices.tolist():
-        weights = int(cost[channel])
-        if weights <= budget:
-            is_high[channel], budget = True, budget - weights
+        price = int(cost[channel])
+        if price <= budget:
+            is_high[channel], budget = True, budget - price
     return is_high

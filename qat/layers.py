@@ -39,6 +39,7 @@ class QuantLayer(nn.Module):
     precision    Parameter [C]: s, from which the learned bits are 1 + log2(1 + e^-s)
     bits         int64 [C]: the precision of every input channel once the phase is not NOISE
     weight_unit, weight_gain [O], input_unit, input_gain []: scale = unit * |gain|; gains are learned
+    rows         rows of the layer's matrix products for one sample of the example input (output pixels of a convolution)
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, channels: int, palette: tuple[int, int], kind: str, learns: bool):
@@ -46,6 +47,7 @@ class QuantLayer(nn.Module):
         device = layer.weight.device
         self.weight, self.bias = layer.weight, layer.bias
         self.norm: nn.Module | None = None
+        self.rows = 1
         self.channels, self.palette, self.learns_bits = channels, palette, learns
         self.precision = nn.Parameter(torch.zeros(channels, device=device), requires_grad=learns)
         self.weight_gain = nn.Parameter(torch.ones(len(layer.weight), device=device))

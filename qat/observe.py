@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,10 @@ SAMPLE = 1 << 16
 
 @dataclass
 class Seen:
-    """What one layer met: how often it ran, its smallest input, a sample of its inputs, the batch norm behind it."""
+    """What one layer met: how often it ran, its smallest input, a sample of its inputs, the batch norm behind it.
+
+    rows: of the layer's matrix products for one sample, in all calls: output pixels, or what stands before the features.
+    """
 
     order: int
     calls: int = 0
@@ -26,6 +30,7 @@ class Seen:
     sample: Tensor | None = None
     finite: bool = True
     norm: nn.Module | None = None
+    rows: int = 0
 
     def record(self, x: Tensor) -> None:
         x = x.detach().float()
@@ -55,6 +60,8 @@ def observe(model: nn.Module, layers: list[nn.Module], example_input: object) ->
 
     def after(layer, args, kwargs, output):
         outputs[id(output)] = (layer, output)
+        if isinstance(output, Tensor):  # a hook of the user's may have made something else of it
+            seen[layer].rows += _rows_of_one_sample(layer, output.shape)
 
     def norm_before(norm, args):
         if id(args[0]) in outputs:
@@ -78,6 +85,10 @@ def observe(model: nn.Module, layers: list[nn.Module], example_input: object) ->
         if len(found) == 1 and seen[layer].calls == norm_calls[found[0]] == readers.times[id(output)] == 1:
             seen[layer].norm = found[0]
     return seen
+
+
+def _rows_of_one_sample(layer: nn.Module, output: torch.Size) -> int:
+    return math.prod(output[-2:] if isinstance(layer, nn.Conv2d) else output[1:-1])
 
 
 def run(context, model: nn.Module, example_input: object) -> object:

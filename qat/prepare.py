@@ -126,6 +126,7 @@ def _quantized(layer: nn.Module, palette: tuple[int, int], seen: Seen, config: C
         kind = "unsigned" if seen.smallest >= 0 else "bipolar"
     learns = palette[0] < palette[1]
     quantized = KINDS[type(layer)](layer, palette, kind, learns)
+    quantized.rows = max(1, seen.rows)
     if config.fold_batch_norm and seen.norm is not None and _foldable(layer, seen.norm):
         quantized.norm = seen.norm
     _start(quantized, config.target_bits if learns else palette[1], seen)

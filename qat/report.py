@@ -12,6 +12,7 @@ from torch import nn
 
 from soniq_kernels import gemm
 from soniq_kernels._optional import require
+from soniq_kernels.weights import MANY_ROWS
 
 from .budget import unwrapped
 from .exactness import FLOAT32_EXACT, accumulator_bound
@@ -21,7 +22,10 @@ from .packed_layers import PackedLayer
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer. channels: {bits: input channels}, empty where bits are still learned or the layer is float."""
+    """One layer. channels: {bits: input channels}, empty where bits are still learned or the layer is float.
+
+    kernel: of a packed layer the family that serves many rows.
+    """
 
     name: str
     kind: str
@@ -130,8 +134,7 @@ def _packed_row(name: str, layer: PackedLayer) -> LayerReport:
     segments, shape = packed.plan.segments, tuple(packed.shape)
     bits = np.array([segment.w.bits for segment in segments])[packed.plan.segment_of()]
     kind, taps = segments[0].a.kind, math.prod(shape[1:-1])
-    example = np.zeros((1, *shape[1:3], packed.plan.channels) if len(shape) == 4 else (1, shape[-1]), np.float32)
-    explanation = gemm.explain(example, packed)
+    explanation = gemm.explain(np.zeros((MANY_ROWS, packed.plan.channels), np.float32), packed)
     shape = (shape[0], shape[-1], *shape[1:-1])  # OIHW, as torch says it
     bound = accumulator_bound(bits.tolist(), kind, taps, packed.groups)
     return LayerReport(name, type(layer).__name__, shape, dict(Counter(bits.tolist())), float(bits.mean()), packed.nbytes,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,12 @@ import pytest
 # The suite is collected with --import-mode=importlib, which leaves sys.path alone; the oracle is a sibling module.
 sys.path.insert(0, str(Path(__file__).parent))
 
+# The suite sees neither a table of costs that the user has measured nor a family that the user forces.
+NO_CONFIGURATION = tempfile.TemporaryDirectory()
+os.environ["XDG_CONFIG_HOME"] = NO_CONFIGURATION.name
+for name in ("SONIQ_COSTS", "SONIQ_FAMILY"):
+    os.environ.pop(name, None)
+
 from hypothesis import HealthCheck, settings
 
 import soniq_kernels
@@ -18,7 +26,9 @@ from soniq_kernels import isa
 
 LAST = "test_kernel_coverage.py"
 # The coverage test judges the process it runs in, so these files must have run before it, whole.
-KERNEL_FILES = {"test_gemm.py", "test_conv2d.py", "test_quantize.py", "test_epilogue.py", "test_packing.py"}
+KERNEL_FILES = {
+    "test_gemm.py", "test_families.py", "test_conv2d.py", "test_quantize.py", "test_epilogue.py", "test_packing.py",
+}  # fmt: skip
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=150, database=None)
 settings.register_profile("full", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])

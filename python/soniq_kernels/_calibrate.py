@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,8 @@ def steps(tiers: list[str], effort: Effort) -> int:
     return len(tiers) * len(WIDTHS) * effort.sweeps
 
 
-Times = dict[Hashable, float]
+Times = dict[Any, float]
+Calls = dict[Any, Callable[[], object]]
 
 
 @dataclass
@@ -100,7 +102,7 @@ def _sweep(tier: str, w_bits: int, a_bits: int, measured: Measured, effort: Effo
         _keep_least(measured.packing, {family: pack_seconds * 1e9})
 
 
-def _keep_least(times: Times, new: Mapping[Hashable, float]) -> None:
+def _keep_least(times: Times, new: Times) -> None:
     for case, ns in new.items():
         times[case] = min(ns, times.get(case, ns))
 
@@ -161,7 +163,7 @@ def _empty_call(tier: str, effort: Effort) -> float:
     return min(_fastest({"empty": call}, effort)["empty"] for _ in range(5 * effort.sweeps))
 
 
-def _fastest(calls: Mapping[Hashable, Callable[[], object]], effort: Effort) -> Times:
+def _fastest(calls: Calls, effort: Effort) -> Times:
     """ns of each call in its fastest turn; calls take turns, so that a bad moment does not hit all turns of one."""
     counts = {case: _count(call, effort.turn_ns) for case, call in calls.items()}
     best: Times = {}

@@ -79,7 +79,12 @@ class Layer:
     ) -> None: ...
     def run(self, codes: NDArray[np.uint8], geometry: Geometry, output: Output) -> None: ...
     def run_floats(
-        self, quantizer: Quantizer, x: NDArray[np.float32], scales: NDArray[np.float32], geometry: Geometry, output: Output
+        self,
+        quantizer: Quantizer,
+        x: NDArray[np.float32],
+        scales: NDArray[np.float32],
+        geometry: Geometry,
+        output: Output,
     ) -> bool: ...
     @property
     def kernels(self) -> list[tuple[str, str, str]]: ...

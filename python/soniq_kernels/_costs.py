@@ -82,7 +82,7 @@ def user_path() -> Path:
     named = os.environ.get("SONIQ_COSTS")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "soniq" / "costs.json"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "soniq" / "costs.json"
 
 
 def shipped() -> Table:
@@ -91,41 +91,26 @@ def shipped() -> Table:
 
 
 def of_this_machine() -> Table | None:
-    """The user's table; None, with a warning unless it was never made, where there is none that fits this machine.
+    """The user's table; None where there is none that fits this machine, with a warning unless it was never made.
 
     Raises:
         ValueError: a file that is damaged.
     """
-    path = _path_if_any()
-    text = None if path is None else _text(path)
-    if path is None or text is None:
-        return None
     try:
-        content = json.loads(text)
+        path = user_path()
+        content = json.loads(path.read_text(encoding="utf-8"))
         unfit = _why_unfit(content)
         if unfit is None:
             return _table(content, path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as wrong:
         raise ValueError(f"{path} is damaged ({type(wrong).__name__}: {wrong}); {AGAIN}") from None
-    return _ignored(path, unfit)
-
-
-def _path_if_any() -> Path | None:
-    try:
-        return user_path()
-    except RuntimeError:  # no home directory
-        return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        return _ignored(path, "is not there") if os.environ.get("SONIQ_COSTS") else None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is damaged (not a text); {AGAIN}") from None
+        unfit = "is not there" if os.environ.get("SONIQ_COSTS") else None
     except OSError as wrong:
-        return _ignored(path, f"cannot be read ({wrong.strerror})")
+        unfit = f"cannot be read ({wrong.strerror})"
+    if unfit is not None:
+        warnings.warn(f"{path} {unfit}; the table that ships is used: {AGAIN}", UserWarning, stacklevel=2)
+    return None
 
 
 def _why_unfit(content: Any) -> str | None:
@@ -135,10 +120,6 @@ def _why_unfit(content: Any) -> str | None:
     if content["cpu"] != _core.cpu_name():
         return f"was measured on {content['cpu']!r}, and this machine is {_core.cpu_name()!r}"
     return None
-
-
-def _ignored(path: Path, why: str) -> None:
-    warnings.warn(f"{path} {why}; the table that ships is used: {AGAIN}", UserWarning, stacklevel=2)
 
 
 def write(table: Table) -> None:
@@ -170,7 +151,11 @@ def _cost(cost: dict[str, Any]) -> Cost:
     rates, prepare = (tuple(map(float, cost[name])) for name in ("products_per_ns", "prepare_ns_per_code"))
     columns, pack = int(cost["columns"]), float(cost["pack_ns_per_weight"])
     sizes_fit = len(rates) == len(prepare) == len(ROWS) and columns >= 1
-    if not sizes_fit or not all(0 < r < math.inf for r in rates) or not all(0 <= p < math.inf for p in (*prepare, pack)):
+    if (
+        not sizes_fit
+        or not all(0 < r < math.inf for r in rates)
+        or not all(0 <= p < math.inf for p in (*prepare, pack))
+    ):
         raise ValueError(f"impossible costs {cost}")
     return Cost(columns, rates, prepare, pack)
 
@@ -192,7 +177,9 @@ def _json(table: Table) -> str:
     content = as_json(table)
     tiers = content.pop("tiers")
     blocks = [
-        f'  {json.dumps(tier)}: {{\n' + ",\n".join(f"   {json.dumps(p)}: {json.dumps(f)}" for p, f in pairs.items()) + "\n  }"
+        f"  {json.dumps(tier)}: {{\n"
+        + ",\n".join(f"   {json.dumps(p)}: {json.dumps(f)}" for p, f in pairs.items())
+        + "\n  }"
         for tier, pairs in tiers.items()
     ]
     head = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in content.items())

@@ -1,4 +1,4 @@
-"""The `soniq` command: what this machine can run, and whether a saved model is right on it.
+"""The `soniq` command: what this machine can run and how fast, and whether a saved model is right on it.
 
 typer and rich are imported here and nowhere else in the package; `import soniq_kernels` does not need them.
 """
@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from contextlib import suppress
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,17 +18,18 @@ from typing import Annotated, Any
 try:
     import typer
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 except ModuleNotFoundError as missing:
     raise SystemExit(f"soniq: this command needs {missing.name}; run: python -m pip install typer rich") from None
 
 import soniq_kernels
-from soniq_kernels import _core, isa
+from soniq_kernels import _calibrate, _core, _costs, isa, planner
 from soniq_kernels._checks import check_layer
 from soniq_kernels._networks import load_layers
 
 app = typer.Typer(
-    help="Low-bit kernels: what this machine can run, and whether a saved model is right on it.",
+    help="Low-bit kernels: what this machine can run and how fast, and whether a saved model is right on it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,7 +48,7 @@ def main() -> None:
 
 @app.command()
 def info(as_json: AsJson = False) -> None:
-    """Show the processor, the tiers that are built and usable here, their kernels, threads and versions."""
+    """Show the processor, the tiers that are built and usable here, their kernels, threads, costs and versions."""
     facts = machine_facts()
     if as_json:
         print(json.dumps(facts, indent=2))
@@ -59,6 +61,7 @@ def info(as_json: AsJson = False) -> None:
         name = f"[bold]{tier['name']} (active)[/]" if tier["active"] else tier["name"]
         table.add_row(name, "yes" if tier["usable"] else "no", _kernels_in_words(tier["kernels"]))
     console.print(table)
+    console.print(f"kernels are chosen by: {_costs_in_words(facts['costs'])}", highlight=False)
     console.print("versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
 
 
@@ -77,8 +80,33 @@ def machine_facts() -> dict[str, Any]:
             for tier in isa.built()
         ],
         "threads": soniq_kernels.get_num_threads(),
+        "costs": cost_facts(),
         "versions": _versions(),
     }
+
+
+def cost_facts() -> dict[str, Any]:
+    """The table that the planner reads, and [least, most] ns a weight of building panels; "error" if it is damaged."""
+    try:
+        table = planner.table()
+    except ValueError as wrong:
+        return {"error": str(wrong)}
+    packing: dict[str, list[float]] = {}
+    for families in table.tiers.get(isa.active(), {}).values():
+        for family, cost in families.items():
+            packing.setdefault(family, []).append(cost.pack_ns_per_weight)
+    return {
+        "path": str(table.path), "origin": table.origin, "date": table.date, "tiers": list(table.tiers),
+        "pack_ns_per_weight": {family: [min(ns), max(ns)] for family, ns in packing.items()},
+    }  # fmt: skip
+
+
+def _costs_in_words(facts: dict[str, Any]) -> str:
+    if "error" in facts:
+        return facts["error"]
+    words = f"{facts['origin']} ({facts['path']})"
+    packing = [f"{family} {least:g}-{most:g}" for family, (least, most) in facts["pack_ns_per_weight"].items()]
+    return words + (f"; building panels takes, in ns a weight: {', '.join(packing)}" if packing else "")
 
 
 def _usable_processors() -> int:
@@ -101,6 +129,93 @@ def _kernels_in_words(kernels: list[str]) -> str:
         family = kernel.partition(".")[0]
         families[family] = families.get(family, 0) + 1
     return ", ".join(family if count == 1 else f"{family} ({count})" for family, count in families.items())
+
+
+# ---- soniq calibrate -------------------------------------------------------------------------------------------------
+
+
+class Tiers(str, Enum):
+    """Which tiers `soniq calibrate` measures."""
+
+    active = "active"
+    all = "all"
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path | None, typer.Option(help="The file to write; this machine's own by default.")] = None,
+    tiers: Annotated[
+        Tiers, typer.Option(help="Measure the active tier, or every tier of this machine.")
+    ] = Tiers.active,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer and shorter turns: some seconds, and more noise.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast each kernel family is here, on one thread, and write the table that kernels are chosen by.
+
+    The file is $SONIQ_COSTS if that is set, else soniq/costs.json in the user's folder of configurations. Let the machine
+    do nothing else meanwhile.
+    """
+    path = _target(out)
+    names = [name for name in isa.available() if _core.candidates(name, 8, 8)]
+    if tiers is Tiers.active:
+        names = [name for name in names if name == isa.active()]
+    if not names:
+        raise typer.BadParameter(f"the tier {isa.active()} has no kernels to choose from; force another one or none")
+    command = "soniq calibrate" + (" --tiers all" if tiers is Tiers.all else "") + (" --quick" if quick else "")
+    table = _measured(path, names, _calibrate.QUICK if quick else _calibrate.THOROUGH, command)
+    _costs.write(table)
+    planner.reload()
+    if as_json:
+        print(json.dumps(_costs.as_json(table), indent=1))
+        return
+    console = _console()
+    for rows, n in ((1, 512), (128, 512), (128, 64)):
+        console.print(_chosen(table, names[-1], rows, n))
+    console.print(_reader(path), highlight=False)
+
+
+def _target(out: Path | None) -> Path:
+    """The file to write, whose folder is made before anything is measured."""
+    try:
+        path = (_costs.user_path() if out is None else out).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as wrong:
+        raise typer.BadParameter(f"the file has no folder ({wrong}); name another with --out") from None
+    return path
+
+
+def _measured(path: Path, tiers: list[str], effort: _calibrate.Effort, command: str) -> _costs.Table:
+    """The table, with a bar of progress beside the output."""
+    versions = {"soniq_kernels": soniq_kernels.__version__}
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"measuring {', '.join(tiers)}", total=_calibrate.steps(tiers, effort))
+        return _calibrate.measure(path, tiers, effort, command, versions, lambda: progress.advance(bar))
+
+
+def _chosen(table: _costs.Table, tier: str, rows: int, n: int) -> Table:
+    """The fastest family for every pair of widths, and how much faster than dot it is."""
+    shown = Table(
+        "", *(f"A{a}" for a in range(1, 9)), title=f"{tier}, M = {rows}, N = {n}: the fastest family, beside dot"
+    )
+    pairs = table.tiers[tier]
+    for w in range(1, 9):
+        shown.add_row(f"W{w}", *(_fastest(pairs.get((w, a), {}), rows, n) for a in range(1, 9)))
+    return shown
+
+
+def _fastest(costs: dict[str, _costs.Cost], rows: int, n: int) -> str:
+    ns = {family: cost.ns(rows, n, 1) for family, cost in costs.items()}
+    best = min(ns, key=ns.__getitem__, default="")
+    return best if best in ("", "dot") else f"{best} {ns['dot'] / ns[best]:.2f}x"
+
+
+def _reader(path: Path) -> str:
+    readers = 'gemm and conv choose their kernels by it, qat.bit_penalty(cost="time") weighs bits by it'
+    if path == _costs.user_path().resolve():
+        return f"wrote {path}: from now on {readers}"
+    return f"wrote {path}: with SONIQ_COSTS={path} in the environment {readers}"
 
 
 # ---- soniq verify ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _core
-from soniq_kernels._layers import Call, Explanation, operand, explain, finish
+from soniq_kernels._layers import Call, Explanation, explain, finish, operand
 from soniq_kernels.activations import Activations
 from soniq_kernels.weights import PackedWeights
 

@@ -206,7 +206,7 @@ class PackedWeights:
 
     def _kept(self, tier: str) -> list[tuple[str, ...]]:
         """The families of a tier whose panels are there."""
-        return [families for built_tier, families in self._layers if built_tier == tier]
+        return [families for built_tier, families in list(self._layers) if built_tier == tier]
 
     def _is_depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.plan.channels == self.out_channels
