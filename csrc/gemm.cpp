@@ -18,6 +18,8 @@ namespace {
 
 constexpr int64_t kGatherBytes = 640 << 10;  // gathered rows, planes or tables stay in L2 while all panels pass
 constexpr int kMaxRows = 384;
+// Threads that share columns gather and prepare every row each; with so many rows for each of them they share rows.
+constexpr int kRowsWorthSharing = 32;
 
 int div_up(int n, int unit) { return (n + unit - 1) / unit; }
 
@@ -159,8 +161,8 @@ bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry
   const int64_t rows = geometry.rows(), unit = layer.kernel(0, 0).tile_rows();
   const int64_t spans = int64_t(layer.shape().groups) * spans_of_group(layer);
   const int64_t row_tiles = (rows + unit - 1) / unit;
-  const bool by_rows = row_tiles > spans;
   const int threads = threads_for(rows * layer.shape().products_per_row(), std::max(row_tiles, spans));
+  const bool by_rows = row_tiles > spans || rows >= int64_t(kRowsWorthSharing) * threads;
   const bool shares_rows = threads > 1 && !by_rows;
   if (!input.codes && (shares_rows || !quantizes_in_place(layer, geometry)))
     return run_quantized(layer, *input.floats, geometry, output);
