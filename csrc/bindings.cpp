@@ -57,10 +57,10 @@ std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int ker
 // (first_channel, channels, r_numerator, z, cmax)
 using QuantizerTuple = std::tuple<int, int, float, float, float>;
 
-Quantizer make_quantizer(int channels, std::vector<int32_t> original, const std::vector<QuantizerTuple>& segments) {
-  Quantizer q{channels, std::move(original), {}};
-  for (const auto& [first, count, r, z, cmax] : segments) q.segments.push_back({first, count, r, z, cmax});
-  return q;
+Quantizer make_quantizer(int channels, std::vector<int32_t> original, const std::vector<QuantizerTuple>& tuples) {
+  std::vector<SegmentQuantizer> segments;
+  for (const auto& [first, count, r, z, cmax] : tuples) segments.push_back({first, count, r, z, cmax});
+  return Quantizer(channels, std::move(original), std::move(segments));
 }
 
 // Each scale serves as many rows of x as there are rows for it.

@@ -44,7 +44,7 @@ CpuFeatures detect() {
   f.avxvnni = f.avx2 && seven.a >= 1 && bit(seven_one.a, 4);
   f.avx512 = f.avx2 && (state & kZmm) == kZmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) &&
              bit(seven.b, 31) && bit(seven.c, 11);
-  f.avx512_vbmi = f.avx512 && bit(seven.c, 1) && bit(seven.c, 12) && bit(seven.c, 14);
+  f.avx512_vbmi = f.avx512 && bit(seven.c, 1) && bit(seven.c, 6) && bit(seven.c, 12) && bit(seven.c, 14);
   return f;
 }
 

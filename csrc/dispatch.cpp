@@ -39,7 +39,7 @@ std::vector<Tier*> make_tiers() {
   add("avx512", "AVX-512 F, BW, DQ, VL and VNNI", &avx512_table, cpu.avx512);
 #endif
 #if defined(SONIQ_HAVE_AVX512_VBMI)
-  add("avx512_vbmi", "AVX-512 with VNNI, VBMI, VPOPCNTDQ and BITALG", &avx512_vbmi_table, cpu.avx512_vbmi);
+  add("avx512_vbmi", "AVX-512 with VNNI, VBMI, VBMI2, VPOPCNTDQ and BITALG", &avx512_vbmi_table, cpu.avx512_vbmi);
 #endif
 #if defined(SONIQ_HAVE_NEON)
   add("neon", "NEON", &neon_table, cpu.neon);
@@ -135,6 +135,7 @@ std::map<std::string, int64_t> kernel_counts() {
     const KernelTable& k = *t->table;
     const KernelCounters& c = t->counters;
     if (k.quantize) counts[prefix + "quantize"] = c.quantize;
+    if (k.quantize_split) counts[prefix + "quantize_split"] = c.quantize_split;
     if (k.abs_max) counts[prefix + "abs_max"] = c.abs_max;
     if (k.all_finite) counts[prefix + "all_finite"] = c.all_finite;
     if (k.sum_bytes) counts[prefix + "sum_bytes"] = c.sum_bytes;

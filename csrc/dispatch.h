@@ -25,7 +25,7 @@ class Count {
 
 // How often each kernel of a tier ran. The suite fails for a kernel that never did.
 struct KernelCounters {
-  Count quantize, abs_max, all_finite, sum_bytes, epilogue, depthwise;
+  Count quantize, quantize_split, abs_max, all_finite, sum_bytes, epilogue, depthwise;
   std::array<Count, 9> unpack{};
   std::array<std::array<Count, kMaxTileRows + 1>, 3> tile{};
   std::array<std::array<std::array<Count, kMaxFewRows + 1>, 9>, 3> few{};

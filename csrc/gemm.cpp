@@ -98,27 +98,29 @@ class PanelRun {
   void gather(int64_t m0, int rows, int group, const uint8_t** activations) {
     static thread_local AlignedBytes gathered[kMaxSegments], prepared[kMaxSegments];
     row_terms_.assign(rows, 0);
+    uint8_t* codes[kMaxSegments];
+    for (int s = 0; s < layer_.segments(); ++s)
+      activations[s] = codes[s] = scratch(gathered[s], layer_.kernel(group, s).gathered_bytes(rows));
+    gather_codes(m0, rows, group, codes);
     for (int s = 0; s < layer_.segments(); ++s) {
       const SegmentKernel& kernel = layer_.kernel(group, s);
-      uint8_t* codes = scratch(gathered[s], kernel.gathered_bytes(rows));
-      activations[s] = codes;
       if (kernel.k() == 0) continue;
-      gather_segment(m0, rows, group, s, codes);
+      add_row_terms(rows, layer_.row_factor(s), kernel.k_padded(), codes[s]);
       const int64_t bytes = kernel.prepared_bytes(rows);
       if (bytes == 0) continue;
       uint8_t* to = scratch(prepared[s], bytes);
-      kernel.prepare(codes, rows, to);
+      kernel.prepare(codes[s], rows, to);
       activations[s] = to;
     }
   }
 
-  void gather_segment(int64_t m0, int rows, int group, int s, uint8_t* codes) {
-    const int k_padded = layer_.kernel(group, s).k_padded();
-    if (input_.codes)
-      gather_rows(layer_, geometry_, input_.codes, group, s, m0, rows, codes);
-    else
-      finite_ &= quantize_gathered(layer_.tier(), *input_.floats, s, m0, rows, k_padded, codes);
-    add_row_terms(rows, layer_.row_factor(s), k_padded, codes);
+  void gather_codes(int64_t m0, int rows, int group, uint8_t* const* codes) {
+    int k_padded[kMaxSegments];
+    for (int s = 0; s < layer_.segments(); ++s) {
+      k_padded[s] = layer_.kernel(group, s).k_padded();
+      if (input_.codes && k_padded[s] > 0) gather_rows(layer_, geometry_, input_.codes, group, s, m0, rows, codes[s]);
+    }
+    if (!input_.codes) finite_ &= quantize_gathered(layer_.tier(), *input_.floats, m0, rows, k_padded, codes);
   }
 
   // The sum of the codes that a row reads, times what the algebra wants of it.

@@ -19,6 +19,13 @@ constexpr int kMaxFewRows = 4;
 // codes[i] = int(clamp(x[i] * r + z, 0, cmax)), product and sum rounded to float32, NaN gives 0. False if some x[i] is not
 // finite: the check rides along, since reading a large x twice would cost as much as quantizing it.
 using QuantizeFn = bool (*)(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes);
+// One row of a tensor with two segments: the codes of channels whose bit in `second` is 0 to `low`, of the others to `high`, in
+// the order of the channels. Both have room for 64 bytes more than they get.
+struct CodeRange {
+  float r, z, cmax;
+};
+using QuantizeSplitFn = bool (*)(const float* x, int64_t count, const uint64_t* second, const CodeRange* ranges,
+                                 uint8_t* low, uint8_t* high);
 // The largest |x[i]|; NaN is passed over.
 using AbsMaxFn = float (*)(const float* x, int64_t count);
 using AllFiniteFn = bool (*)(const float* x, int64_t count);
@@ -148,6 +155,7 @@ struct KernelTable {
   const PopcountFamily* popcount;
   const LutFamily* lut;
   const Lut6Family* lut6;
+  QuantizeSplitFn quantize_split = nullptr;
 };
 
 }  // namespace soniq

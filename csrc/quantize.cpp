@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "aligned.h"
 #include "threads.h"
 
 namespace soniq {
@@ -28,62 +29,121 @@ bool quantize_runs(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
   return finite;
 }
 
-// The floats of a segment in stored order: in place where that is the original one.
-const float* stored_floats(const QuantizeTask& task, const SegmentQuantizer& s, int64_t row, float* buffer) {
-  const Quantizer& q = *task.quantizer;
-  const float* x = task.x + row * q.channels;
-  if (q.original.empty()) return x + s.first_channel;
-  const int32_t* original = q.original.data() + s.first_channel;
-  for (int c = 0; c < s.channels; ++c) buffer[c] = x[original[c]];
-  return buffer;
-}
+// One row at a time, segment by segment, in stored order.
+class RowQuantizer {
+ public:
+  RowQuantizer(const Tier& asked, const QuantizeTask& task)
+      : task_(task),
+        quantizer_(*task.quantizer),
+        tier_(tier_with(asked, &KernelTable::quantize)),
+        split_tier_(tier_with(asked, &KernelTable::quantize_split)),
+        splits_(quantizer_.segments.size() == 2 && split_tier_.table->quantize_split) {
+    (splits_ ? split_tier_.counters.quantize_split : tier_.counters.quantize).add(1);
+    if (quantizer_.original.empty()) return;
+    floats_.resize(quantizer_.channels);
+    for (const SegmentQuantizer& s : quantizer_.segments) codes_.emplace_back(s.channels + kSlack);
+  }
+
+  // codes(s): those of segment s, until the next row.
+  void row(int64_t row) {
+    if (splits_) return split(row);
+    for (int s = 0; s < int(quantizer_.segments.size()); ++s) {
+      const SegmentQuantizer& segment = quantizer_.segments[s];
+      const CodeRange range = range_of(segment, row);
+      const int32_t* original = quantizer_.original.data() + segment.first_channel;
+      const float* x = task_.x + row * quantizer_.channels;
+      for (int c = 0; c < segment.channels; ++c) floats_[c] = x[original[c]];
+      finite_ &=
+          tier_.table->quantize(floats_.data(), segment.channels, range.r, range.z, range.cmax, codes_[s].data());
+    }
+  }
+  const uint8_t* codes(int segment) const { return codes_[segment].data(); }
+
+  // `count` channels of a row from `first` on, where there is one segment in the original order.
+  void piece(int64_t row, int64_t first, int count, uint8_t* codes) {
+    const CodeRange range = range_of(quantizer_.segments[0], row);
+    finite_ &=
+        tier_.table->quantize(task_.x + row * quantizer_.channels + first, count, range.r, range.z, range.cmax, codes);
+  }
+  bool finite() const { return finite_; }
+
+ private:
+  static constexpr int kSlack = 64;
+
+  CodeRange range_of(const SegmentQuantizer& s, int64_t row) const {
+    return {s.r_numerator / task_.scales[row / task_.rows_per_scale], s.z, s.cmax};
+  }
+  void split(int64_t row) {
+    const CodeRange ranges[2] = {range_of(quantizer_.segments[0], row), range_of(quantizer_.segments[1], row)};
+    finite_ &= split_tier_.table->quantize_split(task_.x + row * quantizer_.channels, quantizer_.channels,
+                                                 quantizer_.second.data(), ranges, codes_[0].data(), codes_[1].data());
+  }
+
+  const QuantizeTask& task_;
+  const Quantizer& quantizer_;
+  const Tier &tier_, &split_tier_;
+  const bool splits_;
+  std::vector<float> floats_;
+  std::vector<AlignedBytes> codes_;  // [segment]
+  bool finite_ = true;
+};
 
 bool quantize_rows(const Tier& tier, const QuantizeTask& task, uint8_t* codes) {
   const int64_t channels = task.quantizer->channels;
   std::atomic<bool> finite{true};
   parallel(threads_for(task.rows * channels * kFloatWork, task.rows), [&](int share, int shares) {
     const Range mine = share_of(task.rows, 1, share, shares);
-    std::vector<float> buffer(channels);
-    for (int64_t row = mine.begin; row < mine.end; ++row)
-      for (const SegmentQuantizer& s : task.quantizer->segments) {
-        const float r = s.r_numerator / task.scales[row / task.rows_per_scale];
-        const float* x = stored_floats(task, s, row, buffer.data());
-        if (!tier.table->quantize(x, s.channels, r, s.z, s.cmax, codes + row * channels + s.first_channel))
-          finite = false;
+    RowQuantizer quantizer(tier, task);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      quantizer.row(row);
+      for (int s = 0; s < int(task.quantizer->segments.size()); ++s) {
+        const SegmentQuantizer& segment = task.quantizer->segments[s];
+        std::memcpy(codes + row * channels + segment.first_channel, quantizer.codes(s), segment.channels);
       }
+    }
+    if (!quantizer.finite()) finite = false;
   });
   return finite;
 }
 
 }  // namespace
 
-bool quantize(const Tier& asked, const QuantizeTask& task, uint8_t* codes) {
-  if (task.rows == 0) return true;
-  const Tier& tier = tier_with(asked, &KernelTable::quantize);
-  tier.counters.quantize.add(1);
-  const bool in_order = task.quantizer->original.empty();
-  return in_order ? quantize_runs(tier, task, codes) : quantize_rows(tier, task, codes);
+Quantizer::Quantizer(int channels, std::vector<int32_t> original, std::vector<SegmentQuantizer> segments)
+    : channels(channels), original(std::move(original)), segments(std::move(segments)) {
+  if (this->segments.size() != 2) return;
+  second.assign((channels + 63) / 64, 0);
+  for (int position = this->segments[1].first_channel; position < channels; ++position) {
+    const int32_t channel = this->original[position];
+    second[channel / 64] |= uint64_t(1) << channel % 64;
+  }
 }
 
-bool quantize_gathered(const Tier& asked, const QuantizeTask& task, int segment, int64_t m0, int rows, int k_padded,
-                       uint8_t* gathered) {
-  static thread_local std::vector<float> buffer;
+bool quantize(const Tier& asked, const QuantizeTask& task, uint8_t* codes) {
+  if (task.rows == 0) return true;
+  if (!task.quantizer->original.empty()) return quantize_rows(asked, task, codes);
   const Tier& tier = tier_with(asked, &KernelTable::quantize);
-  const SegmentQuantizer& s = task.quantizer->segments[segment];
-  if (!task.quantizer->original.empty()) buffer.resize(s.channels);
-  bool finite = true;
-  for (int i = 0; i < rows; ++i) {
-    const float* x = stored_floats(task, s, m0 + i, buffer.data());
-    const float r = s.r_numerator / task.scales[(m0 + i) / task.rows_per_scale];
-    for (int k = 0; k < k_padded; k += kBlock) {
-      uint8_t* codes = gathered + (int64_t(k) / kBlock * rows + i) * kRowStride;
-      const int count = std::clamp(s.channels - k, 0, kBlock);
-      finite &= tier.table->quantize(x + k, count, r, s.z, s.cmax, codes);
-      std::memset(codes + count, 0, std::min(kBlock, k_padded - k) - count);
-    }
-  }
   tier.counters.quantize.add(1);
-  return finite;
+  return quantize_runs(tier, task, codes);
+}
+
+bool quantize_gathered(const Tier& asked, const QuantizeTask& task, int64_t m0, int rows, const int* k_padded,
+                       uint8_t* const* gathered) {
+  const bool in_order = task.quantizer->original.empty();
+  RowQuantizer quantizer(asked, task);
+  for (int i = 0; i < rows; ++i) {
+    if (!in_order) quantizer.row(m0 + i);
+    for (int s = 0; s < int(task.quantizer->segments.size()); ++s)
+      for (int k = 0; k < k_padded[s]; k += kBlock) {
+        uint8_t* codes = gathered[s] + (int64_t(k) / kBlock * rows + i) * kRowStride;
+        const int count = std::clamp(task.quantizer->segments[s].channels - k, 0, kBlock);
+        if (in_order)
+          quantizer.piece(m0 + i, k, count, codes);
+        else
+          std::memcpy(codes, quantizer.codes(s) + k, count);
+        std::memset(codes + count, 0, std::min(kBlock, k_padded[s] - k) - count);
+      }
+  }
+  return quantizer.finite();
 }
 
 void dynamic_scales(const Tier& asked, const float* x, int64_t groups, int64_t group_size, float factor,

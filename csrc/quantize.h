@@ -19,6 +19,9 @@ struct Quantizer {
   int channels = 0;
   std::vector<int32_t> original;  // [channels]: stored position -> original channel; empty: the same, and one segment
   std::vector<SegmentQuantizer> segments;
+  std::vector<uint64_t> second;   // with two segments: bit c of word c / 64 is set if channel c is in the second one
+
+  Quantizer(int channels, std::vector<int32_t> original, std::vector<SegmentQuantizer> segments);
 };
 
 struct QuantizeTask {
@@ -32,10 +35,10 @@ struct QuantizeTask {
 // False if some value is not finite; the codes are written all the same.
 bool quantize(const Tier& tier, const QuantizeTask& task, uint8_t* codes);
 
-// The same for one segment of rows [m0, m0 + rows), straight into the form that gather_rows gives (conv2d.h), zeros up to
-// k_padded: a GEMM whose rows are read once need not store its codes anywhere else.
-bool quantize_gathered(const Tier& tier, const QuantizeTask& task, int segment, int64_t m0, int rows, int k_padded,
-                       uint8_t* gathered);
+// The same for rows [m0, m0 + rows), straight into the form that gather_rows gives (conv2d.h) for each segment, zeros up to
+// its k_padded: a GEMM whose rows are read once need not store its codes anywhere else.
+bool quantize_gathered(const Tier& tier, const QuantizeTask& task, int64_t m0, int rows, const int* k_padded,
+                       uint8_t* const* gathered);
 
 // scales[i] = clamp(largest |x| of its rows * factor, 2^-100, 2^100): the `per_row` rule.
 void dynamic_scales(const Tier& tier, const float* x, int64_t groups, int64_t group_size, float factor, float* scales);

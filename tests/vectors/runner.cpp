@@ -323,7 +323,7 @@ void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
 
 // ---- quantize ----------------------------------------------------------------------------------------------------------
 struct QuantizeCase {
-  Quantizer quantizer;
+  Quantizer quantizer{0, {}, {}};
   QuantizeTask task;
   Floats x, scales;
   Bytes codes;
@@ -332,15 +332,17 @@ struct QuantizeCase {
 QuantizeCase read_quantize(Reader& in) {
   QuantizeCase c;
   c.task.rows = in.integer();
-  c.quantizer.channels = in.integer();
+  const int channels = in.integer();
   c.x = in.array<float>();
-  c.quantizer.original = in.array<int32_t>();
+  const Ints original = in.array<int32_t>();
+  std::vector<SegmentQuantizer> quantizers;
   for (int segments = in.integer(); segments > 0; --segments) {
     SegmentQuantizer s;
     for (int* field : {&s.first_channel, &s.channels}) *field = in.integer();
     for (float* field : {&s.r_numerator, &s.z, &s.cmax}) *field = in.real();
-    c.quantizer.segments.push_back(s);
+    quantizers.push_back(s);
   }
+  c.quantizer = Quantizer(channels, original, quantizers);
   c.scales = in.array<float>();
   c.task.rows_per_scale = in.integer();
   c.codes = in.array<uint8_t>();
