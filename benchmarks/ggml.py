@@ -125,9 +125,9 @@ class Matmul:
     """
 
     def __init__(self, x: NDArray[np.float32], w: NDArray[np.float32], kind: str, threads: int) -> None:
-        self._ggml, self._type = library(), TYPES[kind]
         self._headers: list[int] = []
         self._memory: list[int] = []
+        self._ggml, self._type = library(), TYPES[kind]
         self._require(kind, x.shape[1])
         self._ggml.set_threads(threads)
         headers = self._new_headers()

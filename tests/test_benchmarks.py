@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -135,6 +136,23 @@ def test_a_wrong_answer_is_not_timed(importable):
             peers.linear(small, "int8", "off", 1)
     finally:
         del peers.INT8["off"]
+
+
+def test_worker_protocol(importable):
+    """Lines in, lines out: a contender made and run, one that cannot be had, and a fresh start."""
+    from benchmarks import worker
+    from benchmarks.contenders import Contender
+
+    ours, odd = Contender("ours", "W2A2", "reference"), Contender("lowbit", "llama.cpp Q8_0")  # blocks of 32, if at all
+    asked = [{"make": c.as_dict(), "shape": [2, 3, 70]} for c in (odd, ours)] + [{"run": 2, "index": 0}, {"drop": True}]
+    answers = io.StringIO()
+    worker.serve(io.StringIO("".join(json.dumps(question) + "\n" for question in asked)), answers)
+    refused, made, ran, dropped = map(json.loads, answers.getvalue().splitlines())
+    assert (
+        refused["unavailable"] and made["kernel"].startswith("reference") and len(ran["seconds"]) == 2 and dropped == {}
+    )
+    with worker.Worker({}) as child, pytest.raises(RuntimeError, match="ended with code 1"):
+        child.run(0, 1)  # nothing was made: the child fails, and the parent says so
 
 
 def test_large_weights_repeat_their_first_rows(importable, monkeypatch):
