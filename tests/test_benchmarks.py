@@ -109,6 +109,18 @@ def test_verdicts(importable):
     assert Target((1, 1, 1), "W1A1", BEST_TIER, 4.6).verdict(4.59) == "missed"
 
 
+def test_threads_are_judged_by_their_own_rows(importable):
+    """Two threads over one, of the same shape and widths; without both there is no verdict."""
+    from benchmarks import targets
+
+    row = {"shape": [128, 4096, 4096], "kind": "ours", "widths": "W1A4", "tier": targets.BEST_TIER, "ratio": 3.0}
+    rows = [{**row, "threads": 1, "seconds": 3.8}, {**row, "threads": 2, "seconds": 2.0}]
+    (judged,) = targets.judge("threads", rows)
+    assert (judged["reached"], judged["least"], judged["verdict"]) == (1.9, 1.85, "ok")
+    assert targets.judge("threads", rows[:1]) == []
+    assert [t["reached"] for t in targets.judge("gemm", rows[:1])] == [3.0]
+
+
 def test_bad_options(importable):
     """What came and what was expected."""
     import typer
