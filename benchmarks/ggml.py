@@ -78,13 +78,11 @@ class Library:
     """ggml's functions, and its CPU."""
 
     def __init__(self) -> None:
-        files = [folder() / f"lib{name}.so" for name in ("ggml-base", "ggml-cpu", "ggml")]
-        parts = [ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL) for file in files]
+        shared = ctypes.CDLL(str(folder() / "libggml.so"))  # a symbol is looked for in its parts, too
         self._functions: dict[str, Any] = {}
         for name, (result, arguments) in FUNCTIONS.items():
-            function = next(getattr(part, f"ggml_{name}") for part in parts if hasattr(part, f"ggml_{name}"))
+            self._functions[name] = function = getattr(shared, f"ggml_{name}")
             function.restype, function.argtypes = result, arguments
-            self._functions[name] = function
         self.cpu = self.backend_dev_by_type(CPU)
         self.backend = self.backend_dev_init(self.cpu, None)
 
