@@ -78,13 +78,11 @@ class Library:
     """ggml's functions, and its CPU."""
 
     def __init__(self) -> None:
-        files = [folder() / f"lib{name}.so" for name in ("ggml-base", "ggml-cpu", "ggml")]
-        parts = [ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL) for file in files]
+        shared = ctypes.CDLL(str(folder() / "libggml.so"))  # a symbol is looked for in its parts, too
         self._functions: dict[str, Any] = {}
         for name, (result, arguments) in FUNCTIONS.items():
-            function = next(getattr(part, f"ggml_{name}") for part in parts if hasattr(part, f"ggml_{name}"))
+            self._functions[name] = function = getattr(shared, f"ggml_{name}")
             function.restype, function.argtypes = result, arguments
-            self._functions[name] = function
         self.cpu = self.backend_dev_by_type(CPU)
         self.backend = self.backend_dev_init(self.cpu, None)
 
@@ -125,9 +123,9 @@ class Matmul:
     """
 
     def __init__(self, x: NDArray[np.float32], w: NDArray[np.float32], kind: str, threads: int) -> None:
-        self._ggml, self._type = library(), TYPES[kind]
         self._headers: list[int] = []
         self._memory: list[int] = []
+        self._ggml, self._type = library(), TYPES[kind]
         self._require(kind, x.shape[1])
         self._ggml.set_threads(threads)
         headers = self._new_headers()

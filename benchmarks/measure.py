@@ -39,6 +39,11 @@ class Options:
     peers: list[str] = field(default_factory=list)
     widths: list[str] = field(default_factory=list)
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left out."""
+        return not (self.shapes or self.peers or self.widths)
+
     def narrowed(self, suite: Suite) -> Suite:
         """The suite on these shapes."""
         return replace(suite, shapes=self.shapes) if self.shapes else suite

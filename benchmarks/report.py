@@ -20,6 +20,7 @@ from benchmarks import measure, pages, plots, probes, shapes, targets
 from benchmarks.suites import DEFAULT, SUITES, Suite
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = RESULTS.parents[1] / "out" / "benchmarks"  # a run of some shapes or peers must not replace a whole one
 console = Console()
 if not console.is_terminal:
     console = Console(width=140)  # a file has no edge to wrap at
@@ -43,32 +44,36 @@ def write(result: dict[str, Any], out: Path) -> None:
     pages.write(result, out, result["suite"])
 
 
+Texts = list[str] | None
+Suites = Annotated[Texts, typer.Option(help=f"{', '.join(SUITES)} or all; may be repeated.")]
+Rounds = Annotated[int, typer.Option(help="Turns of each contender after two to warm up.")]
+Seconds = Annotated[float, typer.Option(help="A contender slower than that over all turns gets fewer, five at least.")]
+Shapes = Annotated[Texts, typer.Option(help="Only this M x N x K, as 128x4096x4096; may be repeated.")]
+Peers = Annotated[Texts, typer.Option(help="Only peers whose names contain this; may be repeated.")]
+Widths = Annotated[Texts, typer.Option(help="Of ours only this, as W1A4; may be repeated.")]
+Out = Annotated[Path | None, typer.Option(help="Folder; benchmarks/results, or out/benchmarks for a part of a suite.")]
+Redraw = Annotated[bool, typer.Option("--redraw", help="Time nothing: make pages and pictures anew from the JSON.")]
+
+
 def main(
-    suite: Annotated[list[str] | None, typer.Option(help=f"{', '.join(SUITES)} or all; may be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(help="Turns of each contender after two to warm up.")] = 25,
-    seconds: Annotated[
-        float, typer.Option(help="A contender slower than that over all turns gets fewer, five at least.")
-    ] = 5.0,
-    shape: Annotated[
-        list[str] | None, typer.Option(help="Only this M x N x K, as 128x4096x4096; may be repeated.")
-    ] = None,
-    peer: Annotated[
-        list[str] | None, typer.Option(help="Only peers whose names contain this; may be repeated.")
-    ] = None,
-    widths: Annotated[list[str] | None, typer.Option(help="Of ours only this, as W1A4; may be repeated.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
-    redraw: Annotated[
-        bool, typer.Option("--redraw", help="Time nothing: make pages and pictures anew from the JSON.")
-    ] = False,
+    suite: Suites = None,
+    rounds: Rounds = 25,
+    seconds: Seconds = 5.0,
+    shape: Shapes = None,
+    peer: Peers = None,
+    widths: Widths = None,
+    out: Out = None,
+    redraw: Redraw = False,
 ) -> None:
     """Time our layers beside those of others and write the results."""
     options = measure.Options(rounds, seconds, [_shape(text) for text in shape or []], peer or [], widths or [])
+    place = out or (RESULTS if options.whole else PARTS)
     for name in _names(suite or DEFAULT):
-        result = json.loads((out / f"{name}.json").read_text()) if redraw else result_of(SUITES[name], options)
-        write(result, out)
+        result = json.loads((place / f"{name}.json").read_text()) if redraw else result_of(SUITES[name], options)
+        write(result, place)
         for table in pages.terminal(result):
             console.print(table)
-        console.print(f"{out / name}.md, .csv, .json and {', '.join(result['pictures'])}")
+        console.print(f"{place / name}.md, .csv, .json and {', '.join(result['pictures'])}")
 
 
 def _names(wanted: list[str]) -> list[str]:

@@ -12,7 +12,10 @@ from benchmarks.probes import usable_cores
 from benchmarks.shapes import Shape
 from soniq_kernels import _core, isa
 
-IN_TURN = "Everybody takes turns, call by call and in another order every round, so that a machine whose speed drifts slows all of them; figures are medians."
+IN_TURN = (
+    "Everybody takes turns, call by call and in another order every round, so that a machine whose speed drifts slows all "
+    "of them; figures are medians."
+)
 IN_BLOCKS = (
     "Every contender has a process of its own, where threads rest between calls (OMP_WAIT_POLICY=passive); processes take "
     "turns of four calls, the first of which does not count; figures are medians."
@@ -95,7 +98,7 @@ SUITES = {
         ),
         Suite(
             "networks", "Layers of whole networks beside INT8, one thread",
-            IN_TURN + " A network is the sum of its layers, each peer at its best in every layer; what lies between them is left out.",
+            IN_TURN + " A network is the sum of its layers; the best INT8 is that of each layer. What lies between layers is left out.",
             _network_shapes(), _peers("int8", "float"), _on_active_tier(shapes.NETWORK_WIDTHS),
         ),
         Suite(

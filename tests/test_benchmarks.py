@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -108,6 +109,18 @@ def test_verdicts(importable):
     assert Target((1, 1, 1), "W1A1", BEST_TIER, 4.6).verdict(4.59) == "missed"
 
 
+def test_threads_are_judged_by_their_own_rows(importable):
+    """Two threads over one, of the same shape and widths; without both there is no verdict."""
+    from benchmarks import targets
+
+    row = {"shape": [128, 4096, 4096], "kind": "ours", "widths": "W1A4", "tier": targets.BEST_TIER, "ratio": 3.0}
+    rows = [{**row, "threads": 1, "seconds": 3.8}, {**row, "threads": 2, "seconds": 2.0}]
+    (judged,) = targets.judge("threads", rows)
+    assert (judged["reached"], judged["least"], judged["verdict"]) == (1.9, 1.85, "ok")
+    assert targets.judge("threads", rows[:1]) == []
+    assert [t["reached"] for t in targets.judge("gemm", rows[:1])] == [3.0]
+
+
 def test_bad_options(importable):
     """What came and what was expected."""
     import typer
@@ -135,6 +148,23 @@ def test_a_wrong_answer_is_not_timed(importable):
             peers.linear(small, "int8", "off", 1)
     finally:
         del peers.INT8["off"]
+
+
+def test_worker_protocol(importable):
+    """Lines in, lines out: a contender made and run, one that cannot be had, and a fresh start."""
+    from benchmarks import worker
+    from benchmarks.contenders import Contender
+
+    ours, odd = Contender("ours", "W2A2", "reference"), Contender("lowbit", "llama.cpp Q8_0")  # blocks of 32, if at all
+    asked = [{"make": c.as_dict(), "shape": [2, 3, 70]} for c in (odd, ours)] + [{"run": 2, "index": 0}, {"drop": True}]
+    answers = io.StringIO()
+    worker.serve(io.StringIO("".join(json.dumps(question) + "\n" for question in asked)), answers)
+    refused, made, ran, dropped = map(json.loads, answers.getvalue().splitlines())
+    assert (
+        refused["unavailable"] and made["kernel"].startswith("reference") and len(ran["seconds"]) == 2 and dropped == {}
+    )
+    with worker.Worker({}) as child, pytest.raises(RuntimeError, match="ended with code 1"):
+        child.run(0, 1)  # nothing was made: the child fails, and the parent says so
 
 
 def test_large_weights_repeat_their_first_rows(importable, monkeypatch):
