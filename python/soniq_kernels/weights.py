@@ -404,10 +404,11 @@ def _optional_vector(x: Any, name: str, n: int) -> NDArray[np.float32] | None:
 
 # ---- streams and planes --------------------------------------------------------------------------------------------
 def per_weight(plan: Plan, shape: tuple[int, ...], values: list[Any]) -> NDArray[Any]:
-    """One value per segment, spread over weights of `shape`: [N, 1.., I / groups], which broadcasts."""
+    """One value per segment, spread over weights of `shape`: [N or 1, 1.., I / groups], which broadcasts."""
     groups = plan.channels // shape[-1]
     by_group = np.array(values)[plan.segment_of().reshape(groups, -1)]
-    return np.repeat(by_group, shape[0] // groups, axis=0).reshape(shape[0], *[1] * (len(shape) - 2), shape[-1])
+    each = 1 if groups == 1 else shape[0] // groups
+    return np.repeat(by_group, each, axis=0).reshape(-1, *[1] * (len(shape) - 2), shape[-1])
 
 
 def _group_channels(plan: Plan, groups: int) -> list[list[NDArray[np.int64]]]:
