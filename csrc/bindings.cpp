@@ -101,11 +101,11 @@ py::list kernels_of(const Layer& layer) {
   return list;
 }
 
-// (family, tier whose kernel it is, products a cycle)
+// (family, tier whose kernel it is, products a cycle, cycles to prepare a code of a row)
 py::list candidate_list(const std::string& tier, int w_bits, int a_bits) {
   py::list list;
   for (const Candidate& c : candidates(usable_tier(tier), w_bits, a_bits))
-    list.append(py::make_tuple(family_name(c.family), c.tier->name, c.rate));
+    list.append(py::make_tuple(family_name(c.family), c.tier->name, c.rate, c.prepare));
   return list;
 }
 
@@ -129,7 +129,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("tiers", &tier_list, "(name, what it needs, usable) of every tier built, slowest first");
   m.def("active_tier", [] { return active_tier().name; });
   m.def("set_active_tier", [](const std::string& name) { set_active_tier(usable_tier(name)); });
-  m.def("candidates", &candidate_list, "(family, tier, products a cycle) for a pair of widths, fastest first");
+  m.def("candidates", &candidate_list,
+        "(family, tier, products a cycle, cycles to prepare a code) for a pair of widths, fastest first");
   m.def("cpu_name", &cpu_name);
   m.def("kernel_counts", &kernel_counts, "kernel name -> runs in this process, for every usable tier");
   m.def("get_num_threads", &num_threads);

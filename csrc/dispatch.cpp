@@ -96,12 +96,15 @@ void count_lut(const Tier& tier, const LutFamily& lut, Counts& counts) {
 }
 
 void count_lut6(const Tier& tier, const Lut6Family& lut6, Counts& counts) {
-  const std::string prefix = std::string(tier.name) + ".lut6.";
+  const std::string prefix = std::string(tier.name) + ".lut" + std::to_string(lut6.codes) + ".";
   counts[prefix + "tables"] = tier.counters.lut6_tables;
   for (int bits = 1; bits <= kMaxLut6Bits; ++bits)
-    for (int rows = 1; rows <= lut6.tile_rows && lut6.tile[bits][rows]; ++rows)
-      counts[prefix + lut6.name + ".a" + std::to_string(bits) + ".tile" + std::to_string(rows)] =
+    for (int rows = 1; rows <= lut6.tile_rows && lut6.tile[bits][rows]; ++rows) {
+      int first = bits;  // as above
+      while (lut6.tile[first - 1][rows] == lut6.tile[bits][rows]) --first;
+      counts[prefix + lut6.name + ".a" + std::to_string(first) + ".tile" + std::to_string(rows)] +=
           tier.counters.lut6_tile[bits][rows];
+    }
 }
 
 }  // namespace

@@ -80,7 +80,7 @@ struct DotFamily {
   int columns;              // of a panel
   int tile_rows;
   bool flips_8bit_weights;  // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
-  int rate;                 // products a cycle, to compare families with (csrc/README.md)
+  int rate[3];              // [form] products a cycle, to compare families with (csrc/README.md)
   int forms;                // ways to multiply; which one is exact depends on the widths
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);
@@ -96,7 +96,7 @@ using DepthwiseFn = void (*)(const int16_t* levels, int64_t levels_ld, const uin
                              int64_t channels, int alpha, int beta, int32_t* acc);
 
 // ---- popcount family: AND and population count on bit planes -----------------------------------------------------------
-// Codes of one row to bit planes: plane j of 64 codes is one word at planes + j * plane_stride.
+// Codes of one row to bit planes: plane j of 64 codes is one word at planes + j * plane_stride, the next one word_bytes on.
 using PlanesFn = void (*)(const uint8_t* codes, int words, uint8_t* planes, int64_t plane_stride);
 // sums += popcount(weights and activations) << shift, one plane of each: weights [word][column] uint64.
 using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int words, uint32_t* sums,
@@ -108,6 +108,7 @@ struct PopcountFamily {
   int rate;            // products a cycle of one pair of planes
   PlanesFn planes[9];  // by a_bits; null where another family is always faster
   PopcountTileFn tile[kMaxTileRows + 1];
+  int word_bytes = 8;  // of an activation word; 16: it stands there twice, where a load that broadcasts is not free
 };
 
 // ---- lut family: exact tables of activation sums, looked up by weight bits ---------------------------------------------
@@ -127,14 +128,17 @@ struct LutFamily {
   LutTileFn tile[kMaxLutBits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
 };
 
-// ---- lut6 family: the same with six activations and 64 sums a table ----------------------------------------------------
-constexpr int kMaxLut6Bits = 4;       // of activations
+// ---- lut6 family: the same with six activations and 64 sums a table; lut5: with five and 32 -----------------------------
+constexpr int kMaxLut6Bits = 5;       // of activations
 constexpr int kLut6Stride = 89 * 64;  // bytes between two rows of tables: 86 groups a block, written four at a time
-// Codes of one row to tables of 64 bytes a group of six.
+// Codes of one row to the tables of groups of six (or five). The last group may end behind the row's codes.
 using Lut6TablesFn = void (*)(const uint8_t* codes, int groups, uint8_t* tables);
-// sums[panel][row][32] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
+// sums[panel][row][column] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
 using Lut6TileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int groups, uint32_t* sums,
                             int64_t panel_sums, int shift);
+
+// AVX-512: 64 outputs of a register stand by 32-bit lane, four in each.
+constexpr int four_to_a_lane(int column) { return column / 64 * 64 + column % 16 * 4 + column % 64 / 16; }
 
 struct Lut6Family {
   const char* name;
@@ -142,6 +146,11 @@ struct Lut6Family {
   int rate[kMaxLut6Bits + 1];                           // products a cycle of one weight plane, by a_bits
   Lut6TablesFn tables;
   Lut6TileFn tile[kMaxLut6Bits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
+  int codes = 6;                                        // of a table, which has 2^codes bytes
+  int table_stride = kLut6Stride;                       // bytes between two rows of tables
+  int panel = 32;                                       // columns of a panel
+  int (*place)(int column) = four_to_a_lane;            // of a column's byte among those of a group
+  double table_cycles = 0;                              // of building tables, a code and row; 0: not known
 };
 
 struct KernelTable {

@@ -10,9 +10,8 @@ namespace soniq {
 namespace {
 
 constexpr std::pair<Family, const char*> kFamilyNames[] = {
-    {Family::reference, "reference"}, {Family::dot, "dot"},
-    {Family::popcount, "popcount"},   {Family::lut, "lut"},
-    {Family::lut6, "lut6"},           {Family::depthwise, "depthwise"}};
+    {Family::reference, "reference"}, {Family::dot, "dot"},   {Family::popcount, "popcount"},  {Family::lut, "lut"},
+    {Family::lut5, "lut5"},           {Family::lut6, "lut6"}, {Family::depthwise, "depthwise"}};
 
 }  // namespace
 
@@ -74,7 +73,7 @@ void SegmentKernel::multiply(int first, int panels, const uint8_t* activations, 
 std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
   std::vector<Candidate> found;
   const Tier& dot = tier_with(tier, &KernelTable::dot);
-  if (dot.table->dot) found.push_back({Family::dot, &dot, dot.table->dot->rate});
+  if (dot.table->dot) found.push_back({Family::dot, &dot, dot.table->dot->rate[dot.table->dot->form(w, a)]});
   const Tier& popcount = tier_with(tier, &KernelTable::popcount);
   if (popcount.table->popcount && popcount.table->popcount->planes[a])
     found.push_back({Family::popcount, &popcount, popcount.table->popcount->rate / (w * a)});
@@ -82,9 +81,11 @@ std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
   if (lut.table->lut && (a > kMaxLutBits || lut.table->lut->tile[a][1]))
     found.push_back({Family::lut, &lut, lut.table->lut->rate / w / (a > kMaxLutBits ? 2 : 1)});
   const Tier& lut6 = tier_with(tier, &KernelTable::lut6);
-  if (lut6.table->lut6 && (a > kMaxLutBits || (a <= kMaxLut6Bits && lut6.table->lut6->tile[a][1])))
-    found.push_back(
-        {Family::lut6, &lut6, a > kMaxLutBits ? lut6.table->lut6->rate[4] / w / 2 : lut6.table->lut6->rate[a] / w});
+  if (lut6.table->lut6 && (a > kMaxLutBits || (a <= kMaxLut6Bits && lut6.table->lut6->tile[a][1]))) {
+    const Lut6Family& tables = *lut6.table->lut6;
+    const int parts = a > kMaxLutBits ? 2 : 1, rate = tables.rate[parts == 2 ? 4 : a] / w / parts;
+    found.push_back({family_of_tables(tables), &lut6, rate, parts * tables.table_cycles});
+  }
   std::stable_sort(found.begin(), found.end(), [](const Candidate& x, const Candidate& y) { return x.rate > y.rate; });
   return found;
 }
@@ -93,6 +94,7 @@ std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, co
   switch (candidate.family) {
     case Family::popcount: return make_popcount(weights, *candidate.tier);
     case Family::lut: return make_lut(weights, *candidate.tier);
+    case Family::lut5:
     case Family::lut6: return make_lut6(weights, *candidate.tier);
     default: return make_dot(weights, *candidate.tier);
   }

@@ -3,7 +3,8 @@
 // AND, not XOR: a padded channel or tap has code 0 in both operands and adds nothing, whatever its neighbour holds.
 //
 //   weights, one brick and plane:     [word of 64 channels][column] uint64
-//   activations, one block:           [plane][row] of up to 64 words, kRowStride bytes a row: 4096 channels a block
+//   activations, one block:           [plane][row] of words, kRowStride bytes a row: up to 64 words, 4096 channels; half as
+//                                     many where the tier wants each word twice (PopcountFamily::word_bytes)
 #include <algorithm>
 #include <cstring>
 
@@ -13,14 +14,18 @@ namespace soniq {
 namespace {
 
 constexpr int kWord = 64;
-constexpr int kPlaneBlock = kBlock * 8;  // channels whose plane fills kBlock bytes
+
+// Channels whose plane fills kBlock bytes.
+int plane_block(const PopcountFamily& family) { return kBlock / family.word_bytes * kWord; }
 
 class PopcountSegment final : public SegmentKernel {
  public:
   PopcountSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier,
-                      {tier.table->popcount->columns, tier.table->popcount->columns, kWord, kPlaneBlock}),
+      : SegmentKernel(
+            weights, tier,
+            {tier.table->popcount->columns, tier.table->popcount->columns, kWord, plane_block(*tier.table->popcount)}),
         family_(*tier.table->popcount),
+        plane_block_(plane_block(family_)),
         w_bits_(weights.w_bits),
         a_bits_(weights.a_bits) {
     build(weights);
@@ -31,7 +36,7 @@ class PopcountSegment final : public SegmentKernel {
   int tile_rows() const override { return family_.tile_rows; }
 
   int64_t prepared_bytes(int rows) const override {
-    return int64_t((k_padded() + kPlaneBlock - 1) / kPlaneBlock) * block_stride(rows);
+    return int64_t((k_padded() + plane_block_ - 1) / plane_block_) * block_stride(rows);
   }
 
   // Gathered blocks of 512 codes become 8 words of each plane.
@@ -39,7 +44,7 @@ class PopcountSegment final : public SegmentKernel {
     const int64_t plane_stride = int64_t(rows) * kRowStride;
     for (int k = 0; k < k_padded(); k += kBlock) {
       const int words = std::min(kBlock, k_padded() - k) / kWord;
-      uint8_t* block = prepared + k / kPlaneBlock * block_stride(rows) + k % kPlaneBlock / 8;
+      uint8_t* block = prepared + k / plane_block_ * block_stride(rows) + k % plane_block_ / kWord * family_.word_bytes;
       const uint8_t* codes = gathered + k / kBlock * plane_stride;
       for (int row = 0; row < rows; ++row)
         family_.planes[a_bits_](codes + int64_t(row) * kRowStride, words, block + int64_t(row) * kRowStride,
@@ -88,7 +93,7 @@ class PopcountSegment final : public SegmentKernel {
   }
 
   const PopcountFamily& family_;
-  const int w_bits_, a_bits_;
+  const int plane_block_, w_bits_, a_bits_;
 };
 
 }  // namespace

@@ -16,9 +16,10 @@
 
 namespace soniq {
 
-enum class Family { reference, dot, popcount, lut, lut6, depthwise };
+enum class Family { reference, dot, popcount, lut, lut5, lut6, depthwise };
 const char* family_name(Family family);
 Family family_of(const std::string& name);
+inline Family family_of_tables(const Lut6Family& family) { return family.codes == 6 ? Family::lut6 : Family::lut5; }
 
 // The weight codes of one segment and group: `outputs` rows of k codes.
 struct CodeMatrix {
@@ -109,12 +110,13 @@ std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Ti
 std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Tier& tier);
 std::unique_ptr<SegmentKernel> make_lut6(const CodeMatrix& weights, const Tier& tier);
 
-// A family that can multiply these widths on a tier, or on one below it, and its products a cycle where nothing but the
-// inner loop counts.
+// A family that can multiply these widths on a tier, or on one below it; its products a cycle where nothing but the inner
+// loop counts; and the cycles that a code of a row costs before, where they are known to count.
 struct Candidate {
   Family family;
   const Tier* tier;
   int rate;
+  double prepare = 0;
 };
 // Fastest first.
 std::vector<Candidate> candidates(const Tier& tier, int w_bits, int a_bits);

@@ -39,7 +39,7 @@ def test_the_planner_reads_what_was_measured(calibrate, tmp_path, tier):
         assert table.origin.startswith("table of this machine")
         assert list(table.tiers) == [tier]
         for widths in WIDTHS:
-            assert list(table.tiers[tier][widths]) == [family for family, _, _ in _core.candidates(tier, *widths)]
+            assert list(table.tiers[tier][widths]) == [family for family, *_ in _core.candidates(tier, *widths)]
         choice = planner.choose(tier, 1, 2, 128, 512, 64)
         assert choice.measured
         assert choice.ns == table.tiers[tier][1, 2][choice.family].ns(128, 512, 64)

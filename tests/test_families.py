@@ -21,7 +21,7 @@ TIERS = [name for name in isa.available() if _core.candidates(name, 8, 8)]
 
 def families(tier: str, w_bits: int, a_bits: int) -> list[str]:
     """The families that serve a pair of widths."""
-    return [family for family, _, _ in _core.candidates(tier, w_bits, a_bits)]
+    return [family for family, *_ in _core.candidates(tier, w_bits, a_bits)]
 
 
 @pytest.fixture(params=TIERS)

@@ -74,7 +74,7 @@ def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
 @needs_a_choice
 def test_time_is_products_and_preparation(user_table):
     """A family that prepares dearly and multiplies fast wins where there are many outputs to share it."""
-    tier, names = TIERS[-1], [family for family, _, _ in _core.candidates(TIERS[-1], 1, 2)]
+    tier, names = TIERS[-1], [family for family, *_ in _core.candidates(TIERS[-1], 1, 2)]
     table = {family: cost(1.0) for family in names} | {names[0]: cost(100.0, 1.0), names[1]: cost(50.0)}
     user_table(content(tiers={tier: {"1x2": table}}))
     few, many = (planner.choose(tier, 1, 2, 128, n, 1000) for n in (64, 128))
@@ -88,7 +88,7 @@ def test_time_is_products_and_preparation(user_table):
 @needs_a_choice
 def test_outputs_count_in_whole_steps(user_table):
     """A kernel that makes 256 outputs at once takes as long for 1 as for 256."""
-    tier, names = TIERS[-1], [family for family, _, _ in _core.candidates(TIERS[-1], 1, 2)]
+    tier, names = TIERS[-1], [family for family, *_ in _core.candidates(TIERS[-1], 1, 2)]
     user_table(content(tiers={tier: {"1x2": {family: cost(1.0, columns=256) for family in names}}}))
     times = [planner.choose(tier, 1, 2, 8, n, 10).ns for n in (1, 256, 257, 512)]
     assert times[0] == times[1] == times[2] / 2 == times[3] / 2
@@ -97,7 +97,7 @@ def test_outputs_count_in_whole_steps(user_table):
 @needs_a_choice
 def test_rows_decide(user_table):
     """Two classes of rows may have two families; with the same choice they share one layer."""
-    tier, names = TIERS[-1], [family for family, _, _ in _core.candidates(TIERS[-1], 1, 2)]
+    tier, names = TIERS[-1], [family for family, *_ in _core.candidates(TIERS[-1], 1, 2)]
     table = {family: cost(1.0) for family in names} | {names[0]: cost(2.0, many_rows_rate=9.0), names[1]: cost(3.0)}
     user_table(content(tiers={tier: {"1x2": table}}))
     packed = layer()
@@ -129,7 +129,7 @@ def test_without_numbers_the_ceilings_decide(user_table, tier):
     user_table(content(tiers={tier: {"1x2": {"dot": cost(1e9)}}}))
     for w_bits, a_bits in cases.WIDTHS:
         choice = planner.choose(tier, w_bits, a_bits, 3, 5, 7)
-        rates = {family: rate for family, _, rate in _core.candidates(tier, w_bits, a_bits)}
+        rates = {family: rate for family, _, rate, _ in _core.candidates(tier, w_bits, a_bits)}
         assert rates[choice.family] == max(rates.values())
         if len(rates) > 1 or (w_bits, a_bits) != (1, 2):
             assert not choice.measured and "no numbers for" in choice.reason
@@ -158,7 +158,7 @@ def test_the_table_that_ships_knows_every_kernel(tier):
     if tier not in table.tiers:
         pytest.skip(f"the table has no numbers for {tier}: it was measured on another kind of processor")
     for widths in cases.WIDTHS:
-        assert set(table.tiers[tier][widths]) == {family for family, _, _ in _core.candidates(tier, *widths)}, widths
+        assert set(table.tiers[tier][widths]) == {family for family, *_ in _core.candidates(tier, *widths)}, widths
 
 
 # ---- the table's file -------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_use_forces_and_restores(rng):
     with isa.use(tier):
         before = gemm.explain(x, packed).family
         expected = gemm.matmul(x, packed)
-        for family, _, _ in _core.candidates(tier, 1, 2):
+        for family, *_ in _core.candidates(tier, 1, 2):
             with planner.use(family):
                 assert gemm.explain(x, packed).family == family
                 cases.assert_same(gemm.matmul(x, packed), expected, family)
@@ -299,7 +299,7 @@ def test_an_unknown_family_lists_the_names(name):
 
 @pytest.mark.parametrize("name", [3, b"dot", True], ids=str)
 def test_a_family_is_a_text(name):
-    with pytest.raises(TypeError, match="dot, popcount, lut, lut6"):
+    with pytest.raises(TypeError, match="dot, popcount, lut, lut5, lut6"):
         planner.use(name)
 
 
@@ -314,7 +314,7 @@ print(gemm.explain(x, packed).family)
 
 @needs_a_choice
 def test_environment_forces_a_family():
-    for family, _, _ in _core.candidates(TIERS[-1], 1, 2):
+    for family, *_ in _core.candidates(TIERS[-1], 1, 2):
         done = run_python(LAYER_IN_PYTHON, SONIQ_FAMILY=family, SONIQ_ISA=TIERS[-1])
         assert done.stdout.strip() == family, done.stderr
 
@@ -334,7 +334,7 @@ def test_dropping_the_portable_copy_keeps_the_panels_that_are_there(rng):
     """The planner then chooses among those, whatever is forced, and explain says so; another tier has none."""
     tier, packed = TIERS[-1], layer()
     x = cases.activations(cases.x_codes(rng, (4, 70), cases.sums_layout(70, 1, 2)), packed.plan)
-    first, second = (family for family, _, _ in _core.candidates(tier, 1, 2)[:2])
+    first, second = (family for family, *_ in _core.candidates(tier, 1, 2)[:2])
     with isa.use(tier):
         expected = gemm.matmul(x, copy.deepcopy(packed))
         with planner.use(first):

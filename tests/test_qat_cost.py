@@ -33,7 +33,7 @@ def table(tmp_path, monkeypatch):
 
     def write(rate_of_bits) -> None:
         pairs = {
-            f"{w}x{a}": {family: cost(rate_of_bits(w)) for family, _, _ in _core.candidates(isa.active(), w, a)}
+            f"{w}x{a}": {family: cost(rate_of_bits(w)) for family, *_ in _core.candidates(isa.active(), w, a)}
             for w, a in WIDTHS
         }
         content = {

@@ -21,6 +21,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "kernel_table.h"
@@ -175,13 +176,22 @@ constexpr void fill_few_widths(DotFamily& family, std::integer_sequence<int, Bit
   (fill_few<V, Form, Bits + 1>(family, std::make_integer_sequence<int, V::kFewRows>()), ...);
 }
 
+// One rate, or one a form.
+template <class V>
+constexpr int dot_rate(int form) {
+  if constexpr (std::is_array_v<decltype(V::kRate)>)
+    return V::kRate[form];
+  else
+    return V::kRate;
+}
+
 template <class V, int... Forms>
 constexpr DotFamily dot_family(std::integer_sequence<int, Forms...>) {
   DotFamily family{};
   family.columns = V::kLanes * V::kVectors;
   family.tile_rows = V::kRows;
   family.flips_8bit_weights = V::kFlips8BitWeights;
-  family.rate = V::kRate;
+  ((family.rate[Forms] = dot_rate<V>(Forms)), ...);
   family.forms = V::kForms;
   family.form = V::form;
   family.form_name = V::form_name;

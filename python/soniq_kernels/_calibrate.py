@@ -86,7 +86,7 @@ def _measure_tier(tier: str, effort: Effort, done: Callable[[], object]) -> Pair
 
 
 def _sweep(tier: str, w_bits: int, a_bits: int, measured: Measured, effort: Effort) -> None:
-    families = [family for family, _, _ in _core.candidates(tier, w_bits, a_bits)]
+    families = [family for family, *_ in _core.candidates(tier, w_bits, a_bits)]
     layers = {
         (family, n, k): _build(tier, family, n, k, w_bits, a_bits)
         for family in families for n in OUTPUTS for k in set(K.values())

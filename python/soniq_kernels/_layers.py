@@ -30,7 +30,7 @@ class Explanation:
     """Which kernel runs, and why.
 
     Attributes:
-        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "lut", "lut6", "depthwise" or
+        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "lut", "lut5", "lut6", "depthwise" or
         "reference". kernel: "isa.family.variant". Two segments of different kernels are joined by " + ". tile: (rows, columns) of the inner loop. panel_bytes: of the built weights.
         threads: at most this many. reason: one sentence a segment. pack_seconds: what building the panels took, once.
         segments: the planner's choice for each of them, with the estimates of all families; empty where there is one way only.
@@ -83,6 +83,7 @@ _WHAT = {
     "dot": "dot unpacks weights to bytes and multiplies them by byte dot products",
     "popcount": "popcount multiplies bit planes by AND and counts",
     "lut": "lut looks up exact sums of activations by four weight bits at a time",
+    "lut5": "lut5 looks up exact sums of activations by five weight bits at a time",
     "lut6": "lut6 looks up exact sums of activations by six weight bits at a time",
     "depthwise": "one output per input channel, so lanes are channels",
 }

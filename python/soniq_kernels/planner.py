@@ -16,7 +16,7 @@ from soniq_kernels._costs import ROWS, Cost, Table, rows_class
 
 __all__ = ["FAMILIES", "ROWS", "Choice", "choose", "reload", "rows_class", "table", "use"]
 
-FAMILIES = ("dot", "popcount", "lut", "lut6")
+FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6")
 NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
 
 
@@ -110,16 +110,16 @@ def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float) -> 
     candidates = _core.candidates(tier, w, a)
     if not candidates:
         raise ValueError(f"the tier {tier} has no kernel families to choose from; take another one of isa.available()")
-    found = _costs_of(tier, w, a, [family for family, _, _ in candidates])
+    found = _costs_of(tier, w, a, [family for family, *_ in candidates])
     if found is None:
-        times = {family: rows * n * k / (rate * NOMINAL_GHZ) for family, _, rate in candidates}
+        times = {family: rows * k * (prepare + n / rate) / NOMINAL_GHZ for family, _, rate, prepare in candidates}
         source = f"ceilings of the inner loops; the table has no numbers for {tier}, `soniq calibrate` measures them"
     else:
-        times, source = {family: found[0][family].ns(rows, n, k) for family, _, _ in candidates}, found[1]
+        times, source = {family: found[0][family].ns(rows, n, k) for family, *_ in candidates}, found[1]
     estimates = dict(sorted(times.items(), key=lambda item: item[1]))
     family, why = _decide(estimates)
     reason = f"{family} for W{w}A{a}{why} at M = {rows}, N = {n}, K = {k:g} ({source})"
-    return Choice(family, {f: t for f, t, _ in candidates}[family], estimates, found is not None, reason)
+    return Choice(family, {f: t for f, t, *_ in candidates}[family], estimates, found is not None, reason)
 
 
 def _decide(estimates: dict[str, float]) -> tuple[str, str]:

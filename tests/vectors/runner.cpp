@@ -109,16 +109,19 @@ class Report {
     failed_ = false;
   }
   Count end() { return {1, failed_ ? 1 : 0}; }
+  // Words that stand in front of what fails, until forgotten.
+  void add(const std::string& word) { words_ += word + ", "; }
+  void forget() { words_.clear(); }
 
   void fail(const std::string& what) {
     failed_ = true;
     if (++lines_ > kMaxLines) return;
-    std::printf("%s differs: %s: %s\n", tier_->name, name_.c_str(), what.c_str());
+    std::printf("%s differs: %s: %s\n", tier_->name, name_.c_str(), (words_ + what).c_str());
   }
 
  private:
   static constexpr int kMaxLines = 20;
-  std::string name_;
+  std::string name_, words_;
   const Tier* tier_ = nullptr;
   bool failed_ = false;
   int lines_ = 0;
@@ -288,36 +291,49 @@ void check_result(const LayerCase& c, const Layer& layer, const Geometry& geomet
   }
 }
 
-// The families of a layer's segments, one choice for every family that any of them could take: the fastest of each, then
-// the second ones, ... A segment with fewer candidates repeats its last.
-std::vector<std::vector<Family>> family_choices(const LayerShape& shape, const Tier& tier) {
-  std::vector<std::vector<Family>> choices;
-  for (size_t rank = 0, most = 1; rank < most; ++rank) {
-    choices.emplace_back();
-    for (const Segment& s : shape.segments) {
-      const std::vector<Candidate> all = candidates(tier, s.weight.bits, s.activation.bits);
-      most = std::max(most, all.size());
-      if (!all.empty()) choices.back().push_back(all[std::min(rank, all.size() - 1)].family);
-    }
+void check_layer_of(const LayerCase& c, const Layer& layer, Report& report) {
+  for (const int batch : c.batches) {
+    Geometry geometry = c.geometry;
+    geometry.batch = batch;
+    Guarded<int32_t> acc(geometry.rows() * c.shape.outputs);
+    Output output;
+    output.acc = acc.data();
+    layer.run(c.codes.data(), geometry, output);
+    acc.compare(c.acc, "acc, batch " + std::to_string(batch), report);
+    for (int i = 0; i < int(c.results.size()); ++i) check_result(c, layer, geometry, i, report);
   }
-  return choices;
+}
+
+// The families of the segments: the fastest ones, and for each family of the tier's own table that serves any of them, that
+// one where it can.
+std::set<std::vector<Family>> plans(const LayerShape& shape, const Tier& tier) {
+  std::vector<std::vector<Candidate>> of_segment;
+  std::set<Family> own;
+  for (const Segment& s : shape.segments) {
+    of_segment.push_back(candidates(tier, s.weight.bits, s.activation.bits));
+    for (const Candidate& c : of_segment.back())
+      if (c.tier == &tier || &c == &of_segment.back().front()) own.insert(c.family);
+  }
+  std::set<std::vector<Family>> found;
+  for (const Family family : own) {
+    std::vector<Family> plan;
+    for (const auto& all : of_segment) {
+      const auto it = std::find_if(all.begin(), all.end(), [&](const Candidate& c) { return c.family == family; });
+      plan.push_back(it == all.end() ? all.front().family : family);
+    }
+    found.insert(plan);
+  }
+  if (found.empty()) found.insert(std::vector<Family>());  // the reference has none
+  return found;
 }
 
 void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
   std::vector<const uint8_t*> streams;
   for (const Bytes& stream : c.streams) streams.push_back(stream.data());
-  for (const std::vector<Family>& families : family_choices(c.shape, tier)) {
-    const Layer layer(c.shape, streams.data(), tier, families);
-    for (const int batch : c.batches) {
-      Geometry geometry = c.geometry;
-      geometry.batch = batch;
-      Guarded<int32_t> acc(geometry.rows() * c.shape.outputs);
-      Output output;
-      output.acc = acc.data();
-      layer.run(c.codes.data(), geometry, output);
-      acc.compare(c.acc, "acc, batch " + std::to_string(batch), report);
-      for (int i = 0; i < int(c.results.size()); ++i) check_result(c, layer, geometry, i, report);
-    }
+  for (const std::vector<Family>& plan : plans(c.shape, tier)) {
+    for (const Family family : plan) report.add(family_name(family));
+    check_layer_of(c, Layer(c.shape, streams.data(), tier, plan), report);
+    report.forget();
   }
 }
 

@@ -1,8 +1,17 @@
 #include "kernels/elementwise.h"
-#include "kernels/quantize_loop.h"
+#include "kernels/neon/lut5.h"
 #include "kernels/neon_dotprod/dot.h"
+#include "kernels/neon_dotprod/popcount.h"
+#include "kernels/quantize_loop.h"
 
 namespace soniq {
+namespace {
+
+// Static rates: Neoverse N1, of which Cortex-A76 is the sibling.
+constexpr PopcountFamily kNeonDotprodPopcount = popcount_family_neon<NeonDotprodCounts>("udot", /*rate=*/85);
+constexpr Lut6Family kNeonDotprodLut5 = lut5_family_neon(73, 67, 50, /*table_cycles=*/0.9);
+
+}  // namespace
 
 extern const KernelTable neon_dotprod_table;
 const KernelTable neon_dotprod_table = {quantize,
@@ -12,8 +21,8 @@ const KernelTable neon_dotprod_table = {quantize,
                                         epilogue,
                                         depthwise,
                                         &kDotFamily<NeonDotprodDot>,
-                                        /*popcount=*/nullptr,
+                                        &kNeonDotprodPopcount,
                                         /*lut=*/nullptr,
-                                        /*lut6=*/nullptr};
+                                        &kNeonDotprodLut5};
 
 }  // namespace soniq

@@ -92,7 +92,7 @@ struct NeonI8mmDot : NeonVocabulary {
   template <int... Rows>
   static constexpr DotFamily family(std::integer_sequence<int, Rows...>) {
     DotFamily f = kDotFamily<NeonDotprodDot>;
-    f.rate = 43;
+    f.rate[0] = 43;
     f.form_name = form_name;
     ((f.tile[0][kUdotRows + 1 + Rows] = tile<kUdotRows + 1 + Rows>), ...);
     return f;

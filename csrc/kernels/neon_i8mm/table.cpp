@@ -1,4 +1,4 @@
-// Adds matrix multiplication to neon_dotprod; all that is not the dot product is the same there and served by it.
+// Adds matrix multiplication to neon_dotprod; all that is not the dot product is served by it: counts and tables too.
 #include "kernels/neon_i8mm/dot.h"
 
 namespace soniq {
