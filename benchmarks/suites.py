@@ -13,9 +13,11 @@ from benchmarks.shapes import Shape
 from soniq_kernels import _core, isa
 
 IN_TURN = (
-    "Everybody takes turns, call by call and in another order every round, so that a machine whose speed drifts slows all "
-    "of them; figures are medians."
+    "Everybody takes turns, in another order every round, so that a machine whose speed drifts slows all of them; figures are "
+    "medians."
 )
+SECOND = " A turn is two calls and the second one counts: what fits in the caches is there, as in a loop over batches."
+FIRST = " A turn is one call, which finds in the caches what all the others left there: weights and activations come from memory."
 IN_BLOCKS = (
     "Every contender has a process of its own, where threads rest between calls (OMP_WAIT_POLICY=passive); processes take "
     "turns of four calls, the first of which does not count; figures are medians."
@@ -88,17 +90,21 @@ SUITES = {
     suite.name: suite
     for suite in [
         Suite(
-            "gemm", "Linear layers beside INT8, one thread", IN_TURN,
-            shapes.GEMM, _peers("int8", "float"), _on_all_tiers,
+            "gemm", "Linear layers beside INT8, one thread", IN_TURN + SECOND,
+            shapes.GEMM, _peers("int8", "float"), _on_all_tiers, turn=_turns(1, 1),
+        ),
+        Suite(
+            "cold", "Linear layers that find nothing in the caches, one thread", IN_TURN + FIRST,
+            shapes.GEMM, _peers("int8"), _for_rows,
         ),
         Suite(
             "gemv", "One row beside INT8, one thread",
-            IN_TURN + " A turn is two calls and the second one counts." + IN_CACHE,
+            IN_TURN + SECOND + IN_CACHE,
             shapes.GEMV, _peers("int8", "float"), _on_active_tier(shapes.GEMV_WIDTHS), turn=_turns(1, 1),
         ),
         Suite(
             "networks", "Layers of whole networks beside INT8, one thread",
-            IN_TURN + " A network is the sum of its layers; the best INT8 is that of each layer. What lies between layers is left out.",
+            IN_TURN + FIRST + " A network is the sum of its layers; the best INT8 is that of each layer. What lies between layers is left out.",
             _network_shapes(), _peers("int8", "float"), _on_active_tier(shapes.NETWORK_WIDTHS),
         ),
         Suite(
@@ -116,7 +122,7 @@ SUITES = {
         ),
         Suite(
             "lowbit", "Beside the low-bit kernels of others, one thread",
-            IN_TURN + " Low-bit peers have a scale for every block of K, ours one for every output." + IN_CACHE,
+            IN_TURN + FIRST + " Low-bit peers have a scale for every block of K, ours one for every output." + IN_CACHE,
             [*shapes.GEMM, shapes.GEMV[1]], _peers("int8", "lowbit"), _on_active_tier(shapes.LOWBIT_WIDTHS), turn=_turns(0, 1),
         ),
     ]

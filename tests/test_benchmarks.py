@@ -130,7 +130,7 @@ def test_bad_options(importable):
         command._names(["gemm", "gemms"])
     with pytest.raises(typer.BadParameter, match="got shape '128x4096', expected M x N x K"):
         command._shape("128x4096")
-    assert command._names(["all"]) == ["gemm", "gemv", "networks", "avx2", "threads", "lowbit"]
+    assert command._names(["all"]) == ["gemm", "cold", "gemv", "networks", "avx2", "threads", "lowbit"]
 
 
 def test_a_wrong_answer_is_not_timed(importable):
