@@ -1,15 +1,11 @@
-""
-    "Writes the cases that runner.cpp checks a tier's kernels with: operands and what the oracle makes of them, in one file.
+"""Writes the cases that runner.cpp checks a tier's kernels with: operands and what the oracle makes of them, in one file.
 
-    Only the oracle and NumPy are used,
-    so a C++ program without
-    Python(emulated, or built with sanitizers) is held to the same definitions as the package.Stored orders,
-    streams and positions are made here from their description in csrc / format.h.
+Only the oracle and NumPy are used, so a C++ program without Python (emulated, or built with sanitizers) is held to the same
+definitions as the package. Stored orders, streams and positions are made here from their description in csrc/format.h.
 
-                                                                         file "SONIQVEC",
-    cases, one byte 0 a case is its kind(a byte), its name,
-    and its fields in the runner's order number int32 or float32, little - endian array a byte,
-    the size in bytes(uint64), then 0: the bytes, or 1: runs of (count uint32, byte)
+    file    "SONIQVEC", cases, one byte 0          a case is its kind (a byte), its name, and its fields in the runner's order
+    number  int32 or float32, little-endian
+    array   a byte, the size in bytes (uint64), then 0: the bytes, or 1: runs of (count uint32, byte)
 """
 
 from __future__ import annotations
@@ -35,7 +31,8 @@ WIDTHS = [(w_bits, a_bits) for w_bits in range(1, 9) for a_bits in range(1, 9)]
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 HARDTANH = 3
 
-#-- -- the file -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -
+
+# ---- the file -----------------------------------------------------------------------------------------------------------
 
 
 class Writer:
@@ -72,7 +69,8 @@ def runs(data: bytes) -> bytes:
     counts = np.diff(starts, append=len(values))
     return np.rec.fromarrays([counts.astype("<u4"), values[starts]]).tobytes()
 
-#-- -- layers -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -
+
+# ---- layers -------------------------------------------------------------------------------------------------------------
 
 
 class Conv(NamedTuple):
@@ -200,7 +198,8 @@ def write_quantizer(out: Writer, codes: tuple[Layout, Any] | None) -> None:
     out.array([oracle.cmax(grid) for grid in grids], "f4")
     out.array(np.argsort(stored_order(layout)), "i4")
 
-#-- -- operands -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -
+
+# ---- operands -----------------------------------------------------------------------------------------------------------
 
 
 def random_codes(rng: np.random.Generator, shape: Sequence[int], segment: Any, grids: Sequence[Grid]) -> np.ndarray:
@@ -235,7 +234,8 @@ def random_layer(
     x, w = operands(rng, conv, outputs, layout, groups)
     write_layer(out, name, x, w, layout, conv, acc=integers(x, w, layout, conv), **more)
 
-#-- -- GEMM : every pair of widths -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -
+
+# ---- GEMM: every pair of widths -----------------------------------------------------------------------------------------
 
 ROWS = [*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 64, 65]
 OUTPUTS_AND_K = [(1, 1), (2, 1), (3, 2), (5, 3), (7, 33), (9, 64), (17, 63), (33, 65), (31, 129)]
@@ -302,8 +302,8 @@ def write_extremes_of_two_segments(out: Writer) -> None:
     acc = oracle.bound(layout) * np.array([[1, -1], [-1, 1], [1, -1]])
     write_layer(out, "extremes of two segments", x, x[:2], layout, Conv(batch=3), acc=acc)
 
-#-- -- GEMM : grids, offsets, shifts, \
-    segments -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -
+
+# ---- GEMM: grids, offsets, shifts, segments -----------------------------------------------------------------------------
 
 
 def random_grid(rng: random.Random) -> Grid:
@@ -333,9 +333,10 @@ def write_grids(out: Writer) -> None:
         m, n = choose.choice([1, 2, 5, 17]), choose.choice([1, 3, 16, 33])
         random_layer(out, f"grids {i}: {[layout.pairs[s] for s in layout.used]}", rng, layout, n, Conv(batch=m))
 
-#-- -- convolution -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- --
 
-#(sizes, inputs, outputs, groups)
+# ---- convolution --------------------------------------------------------------------------------------------------------
+
+# (sizes, inputs, outputs, groups)
 CONVOLUTIONS = {
     "1x1": (Conv((5, 7), batch=2), 33, 17, 1),
     "1x1 strided": (Conv((5, 6), stride=(2, 3)), 8, 5, 1),
@@ -382,8 +383,8 @@ def write_uneven_groups(out: Writer) -> None:
                 layout = Layout(segment, pairs)
                 random_layer(out, f"{groups} groups of {segment}", rng, layout, outputs, conv, groups)
 
-#-- -- float32 results and \
-    codes -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- --
+
+# ---- float32 results and codes ------------------------------------------------------------------------------------------
 
 LAYERS = [
     ((Grid("bipolar", 2), Grid("unsigned", 4)),),
@@ -465,7 +466,8 @@ def write_results(out: Writer) -> None:
                 results = [random_result(choose, rng, acc, layout) for _ in range(6)]
                 write_layer(out, f"results, N {n}, {pairs}", x, w, layout, conv, acc=acc, results=results)
 
-#-- -- quantize -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -
+
+# ---- quantize -----------------------------------------------------------------------------------------------------------
 
 SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 130, 257]
 SCALES_OF_TENSORS = [1.0, 0.37, 3.3, 2.0**-100, 2.0**-60, 2.0**100]
