@@ -65,8 +65,10 @@ void count_dot(const Tier& tier, const DotFamily& dot, Counts& counts) {
   const std::string prefix = std::string(tier.name) + ".dot.";
   for (int bits = 1; bits <= 8; ++bits)
     if (dot.unpack[bits]) counts[prefix + "unpack" + std::to_string(bits)] = tier.counters.unpack[bits];
+  for (ExpandFn expand : dot.expand)
+    if (expand) counts[prefix + "expand"] = tier.counters.expand;
   for (int form = 0; form < dot.forms; ++form)
-    for (int rows = 1; rows <= dot.tile_rows; ++rows)
+    for (int rows = 1; rows <= dot.tile_rows[form]; ++rows)
       counts[prefix + dot.form_name(form) + ".tile" + std::to_string(rows)] = tier.counters.tile[form][rows];
   for (int form = 0; form < dot.forms; ++form)
     for (int bits = 1; bits <= 8; ++bits)
@@ -86,13 +88,18 @@ void count_popcount(const Tier& tier, const PopcountFamily& popcount, Counts& co
 void count_lut(const Tier& tier, const LutFamily& lut, Counts& counts) {
   const std::string prefix = std::string(tier.name) + ".lut.";
   counts[prefix + "tables"] = tier.counters.tables;
-  for (int bits = 1; bits <= kMaxLutBits; ++bits)
-    for (int rows = 1; rows <= lut.tile_rows && lut.tile[bits][rows]; ++rows) {
+  if (lut.indexes) counts[prefix + "indexes"] = tier.counters.indexes;
+  for (int bits = 1; bits <= kMaxLutBits; ++bits) {
+    for (int rows = 1; rows <= lut.few_rows; ++rows)
+      counts[prefix + lut.name + ".a" + std::to_string(bits) + ".few" + std::to_string(rows)] =
+          tier.counters.lut_few[bits][rows];
+    for (int rows = 1; rows <= kMaxTileRows && lut.tile[bits][rows]; ++rows) {
       int first = bits;  // widths may share one kernel, which then counts under the first of them
       while (lut.tile[first - 1][rows] == lut.tile[bits][rows]) --first;
       counts[prefix + lut.name + ".a" + std::to_string(first) + ".tile" + std::to_string(rows)] +=
           tier.counters.lut_tile[bits][rows];
     }
+  }
 }
 
 void count_lut6(const Tier& tier, const Lut6Family& lut6, Counts& counts) {

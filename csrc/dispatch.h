@@ -27,12 +27,14 @@ class Count {
 struct KernelCounters {
   Count quantize, quantize_split, abs_max, all_finite, sum_bytes, epilogue, depthwise;
   std::array<Count, 9> unpack{};
-  std::array<std::array<Count, kMaxTileRows + 1>, 3> tile{};
-  std::array<std::array<std::array<Count, kMaxFewRows + 1>, 9>, 3> few{};
+  Count expand;
+  std::array<std::array<Count, kMaxTileRows + 1>, kMaxDotForms> tile{};
+  std::array<std::array<std::array<Count, kMaxFewRows + 1>, 9>, kMaxDotForms> few{};
   std::array<Count, 9> planes{};
   std::array<Count, kMaxTileRows + 1> popcount_tile{};
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxLutBits + 1> lut_tile{};
-  Count tables;
+  std::array<std::array<Count, kMaxFewRows + 1>, kMaxLutBits + 1> lut_few{};
+  Count tables, indexes;
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxLut6Bits + 1> lut6_tile{};
   Count lut6_tables;
 };

@@ -49,9 +49,19 @@ class DotSegment final : public SegmentKernel {
 
   Family family() const override { return Family::dot; }
   const char* form() const override { return dot_.form_name(form_); }
-  int tile_rows() const override { return dot_.tile_rows; }
+  int tile_rows() const override { return dot_.tile_rows[form_]; }
   // Stored as c - 128, the weights' sums lack 128 * Ca.
   int activation_repair() const override { return flipped_ ? 128 : 0; }
+
+  int64_t prepared_bytes(int rows) const override {
+    return expands(rows) ? int64_t(blocks()) * rows * kExpandStride : 0;
+  }
+  void prepare(const uint8_t* gathered, int rows, uint8_t* words) const override {
+    for (int k = 0; k < k_padded(); k += kBlock)
+      for (int row = 0; row < rows; ++row, gathered += kRowStride, words += kExpandStride)
+        dot_.expand[form_](gathered, std::min(kBlock, k_padded() - k) / kUnit, words);
+    tier_.counters.expand.add(1);
+  }
 
  protected:
   int64_t brick_bytes(int codes) const override { return int64_t(codes) / kUnit * dot_.columns * 4 * bits_; }
@@ -62,12 +72,12 @@ class DotSegment final : public SegmentKernel {
       pack_unit(weights, first_output, dot_.columns, k, flipped_ ? 0x80 : 0, out);
   }
 
-  int64_t block_stride(int rows) const override { return int64_t(rows) * kRowStride; }
+  int64_t block_stride(int rows) const override { return int64_t(rows) * row_stride(rows); }
 
-  void multiply_brick(const uint8_t* weights, const uint8_t* gathered, int codes, int rows, int shift, uint32_t* sums,
-                      int64_t) const override {
+  void multiply_brick(const uint8_t* weights, const uint8_t* activations, int codes, int rows, int shift,
+                      uint32_t* sums, int64_t) const override {
     if (rows <= dot_.few_rows) {
-      dot_.few[form_][bits_][rows](weights, gathered, codes, sums, shift);
+      dot_.few[form_][bits_][rows](weights, activations, codes, sums, shift);
       tier_.counters.few[form_][bits_][rows].add(1);
       return;
     }
@@ -75,13 +85,16 @@ class DotSegment final : public SegmentKernel {
     const auto& tile = dot_.tile[form_];
     auto& counts = tier_.counters.tile[form_];
     for (int row = 0, n; row < rows; row += n) {
-      n = std::min(dot_.tile_rows, rows - row);
-      tile[n](bytes, gathered + int64_t(row) * kRowStride, codes, sums + int64_t(row) * dot_.columns, shift);
+      n = std::min(tile_rows(), rows - row);
+      tile[n](bytes, activations + int64_t(row) * row_stride(rows), codes, sums + int64_t(row) * dot_.columns, shift);
     }
-    count_tiles(counts, dot_.tile_rows, rows);
+    count_tiles(counts, tile_rows(), rows);
   }
 
  private:
+  bool expands(int rows) const { return dot_.expand[form_] && rows > dot_.few_rows; }
+  int row_stride(int rows) const { return expands(rows) ? kExpandStride : kRowStride; }
+
   const uint8_t* unpacked(const uint8_t* packed, int units) const {
     static thread_local AlignedBytes buffer;
     if (!dot_.unpack[bits_]) return packed;

@@ -73,21 +73,27 @@ using EpilogueFn = void (*)(const EpilogueTile& tile);
 //
 // Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (pack.cpp draws it).
 using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
-// sums += (codes of `rows` gathered activation rows x the panel) << shift; k is a multiple of kUnit, and not 0.
+// Codes of one row to 16-bit words: of every unit of 32 codes the even ones, then the odd ones.
+using ExpandFn = void (*)(const uint8_t* codes, int units, uint8_t* words);
+constexpr int kExpandStride = 2 * kRowStride;  // bytes between two rows of words
+// sums += (`rows` rows of gathered codes, or of words, x the panel) << shift; k is a multiple of kUnit, and not 0.
 using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift);
+
+constexpr int kMaxDotForms = 6;
 
 struct DotFamily {
   int columns;              // of a panel
-  int tile_rows;
   bool flips_8bit_weights;  // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
-  int rate[3];              // [form] products a cycle, to compare families with (csrc/README.md)
   int forms;                // ways to multiply; which one is exact depends on the widths
+  int rate[kMaxDotForms];   // [form] products a cycle, to compare families with (csrc/README.md)
+  int tile_rows[kMaxDotForms];
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);
-  UnpackFn unpack[9];                    // by bits, 1..8; null: the packed panel is the byte panel
-  DotTileFn tile[3][kMaxTileRows + 1];   // [form][rows], rows in 1..tile_rows
+  UnpackFn unpack[9];                              // by bits, 1..8; null: the packed panel is the byte panel
+  ExpandFn expand[kMaxDotForms];                   // [form] null: its tiles read the gathered codes
+  DotTileFn tile[kMaxDotForms][kMaxTileRows + 1];  // [form][rows], rows in 1..tile_rows
   int few_rows;
-  DotTileFn few[3][9][kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: from the packed panel
+  DotTileFn few[kMaxDotForms][9][kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------
@@ -116,16 +122,23 @@ constexpr int kMaxLutBits = 6;                // of activations: a sum of four c
 constexpr int kTableStride = 4 * kRowStride;  // bytes between two rows of tables: 4 bytes a code of a block
 // Codes of one row to tables: 128 bytes a unit of 32 codes.
 using TablesFn = void (*)(const uint8_t* codes, int units, uint8_t* tables);
-// sums += (one plane of the weights x the activations) << shift.
-using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift);
+// One plane of a packed brick to the index bytes that tiles read: 8 of them a column and unit.
+using IndexesFn = void (*)(const uint8_t* packed, int units, uint8_t* indexes);
+// sums[panel][row][32] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
+using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
+                           int shift);
 
 struct LutFamily {
   const char* name;
-  int columns, tile_rows;
-  int rate;                         // products a cycle of one weight plane
-  int column_stride, group_stride;  // of a panel's bytes: weights [unit][...], 4 groups x columns bytes a unit
+  int columns;                          // of a brick
+  int rate[kMaxLutBits + 1];            // products a cycle of one weight plane, by a_bits
+  int (*place)(int column, int group);  // of a byte among the 4 a column of a unit
   TablesFn tables;
+  IndexesFn indexes;                    // null: tiles read the packed weights
+  int paired_bits;                      // with codes of so many bits two rows have tables together: those of low + 16 * high
   LutTileFn tile[kMaxLutBits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
+  int few_rows;
+  LutTileFn few[kMaxLutBits + 1][kMaxFewRows + 1];  // [a_bits][rows], rows in 1..few_rows: packed weights, tables of a row
 };
 
 // ---- lut6 family: the same with six activations and 64 sums a table; lut5: with five and 32 -----------------------------

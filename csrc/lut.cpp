@@ -2,10 +2,10 @@
 //
 // Exact because a sum of four codes of at most 6 bits fits a byte (4 * 63 = 252): nothing is rounded, and S is the same.
 //
-//   weights, one brick and plane:    [unit of 32 codes] of 4 bytes a column, by column or by byte as the tier likes them;
+//   weights, one brick and plane:    [unit of 32 codes] of 4 bytes a column, in the order that the tier likes;
 //                                    byte t holds the bits of codes 4t..4t+3 in its low nibble, of codes
 //                                    16+4t..16+4t+3 in its high one: one bit a weight
-//   activations, one block of 512:   [part][row][unit] 128 bytes: tables of the unit's first 16 codes, then of its last 16
+//   activations, one block of 512:   [part][row, or pair of rows][unit] 128 bytes: 8 tables, in the order of the tier
 #include <algorithm>
 
 #include "code_parts.h"
@@ -14,10 +14,12 @@
 namespace soniq {
 namespace {
 
+constexpr int kPanel = 32;
+
 class LutSegment final : public SegmentKernel {
  public:
   LutSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, {tier.table->lut->columns, tier.table->lut->columns, kUnit, kBlock}),
+      : SegmentKernel(weights, tier, {tier.table->lut->columns, kPanel, kUnit, kBlock}),
         family_(*tier.table->lut),
         w_bits_(weights.w_bits),
         parts_(parts_of(weights.a_bits)) {
@@ -26,17 +28,20 @@ class LutSegment final : public SegmentKernel {
 
   Family family() const override { return Family::lut; }
   const char* form() const override { return family_.name; }
-  int tile_rows() const override { return family_.tile_rows; }
+  int tile_rows() const override { return tile_rows(parts_[0].bits); }
 
   int64_t prepared_bytes(int rows) const override { return int64_t(blocks()) * block_stride(rows); }
 
   void prepare(const uint8_t* gathered, int rows, uint8_t* prepared) const override {
     for (int k = 0; k < k_padded(); k += kBlock, gathered += int64_t(rows) * kRowStride)
       for (const CodePart& part : parts_)
-        for (int row = 0; row < rows; ++row, prepared += kTableStride) {
+        for (int row = 0; row < rows; row += rows_of_table(part, rows), prepared += kTableStride) {
           const int codes = std::min(kBlock, k_padded() - k);
+          const bool paired = rows_of_table(part, rows) == 2 && row + 1 < rows;
           uint8_t buffer[kBlock];
-          family_.tables(part.of(gathered + int64_t(row) * kRowStride, codes, buffer), codes / kUnit, prepared);
+          const uint8_t* first = gathered + int64_t(row) * kRowStride;
+          family_.tables(paired ? pair_of(part, first, codes, buffer) : part.of(first, codes, buffer), codes / kUnit,
+                         prepared);
         }
     tier_.counters.tables.add(1);
   }
@@ -51,36 +56,80 @@ class LutSegment final : public SegmentKernel {
       for (int k = first_k; k < first_k + codes; k += kUnit, out += family_.columns * 4)
         for (int column = 0; column < family_.columns; ++column)
           for (int t = 0; t < 4; ++t)
-            out[column * family_.column_stride + t * family_.group_stride] =
+            out[family_.place(column, t)] =
                 uint8_t(nibble(weights, first_output + column, k + 4 * t, plane) |
                         nibble(weights, first_output + column, k + 16 + 4 * t, plane) << 4);
   }
 
-  int64_t block_stride(int rows) const override { return int64_t(parts_.size()) * rows * kTableStride; }
+  int64_t block_stride(int rows) const override {
+    int64_t bytes = 0;
+    for (const CodePart& part : parts_) bytes += part_stride(part, rows);
+    return bytes;
+  }
 
   void multiply_brick(const uint8_t* weights, const uint8_t* prepared, int codes, int rows, int shift, uint32_t* sums,
-                      int64_t) const override {
-    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes))
-      for (int part = 0; part < int(parts_.size()); ++part)
-        multiply_plane(weights, prepared + int64_t(part) * rows * kTableStride, parts_[part].bits, codes / kUnit, rows,
-                       shift + plane + parts_[part].shift, sums);
+                      int64_t panel_sums) const override {
+    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
+      const uint8_t *read = what_tiles_read(weights, codes / kUnit, rows), *tables = prepared;
+      for (const CodePart& part : parts_) {
+        multiply_plane(read, tables, part, codes / kUnit, rows, shift + plane + part.shift, sums, panel_sums);
+        tables += part_stride(part, rows);
+      }
+    }
   }
 
  private:
+  // A row's codes in the low nibbles, the next row's in the high ones.
+  static const uint8_t* pair_of(const CodePart& part, const uint8_t* row, int codes, uint8_t* both) {
+    uint8_t buffer[2][kBlock];
+    const uint8_t *first = part.of(row, codes, buffer[0]), *second = part.of(row + kRowStride, codes, buffer[1]);
+    for (int i = 0; i < codes; ++i) both[i] = uint8_t(first[i] | second[i] << 4);
+    return both;
+  }
+
   static int nibble(const CodeMatrix& weights, int64_t output, int first_k, int plane) {
     int bits = 0;
     for (int i = 0; i < 4; ++i) bits |= ((weights.at(output, first_k + i) >> plane) & 1) << i;
     return bits;
   }
 
-  void multiply_plane(const uint8_t* weights, const uint8_t* tables, int a_bits, int units, int rows, int shift,
-                      uint32_t* sums) const {
-    for (int row = 0, n; row < rows; row += n) {
-      n = std::min(family_.tile_rows, rows - row);
-      family_.tile[a_bits][n](weights, tables + int64_t(row) * kTableStride, units,
-                              sums + int64_t(row) * family_.columns, shift);
+  bool few(int rows) const { return rows <= family_.few_rows; }
+  int rows_of_table(const CodePart& part, int rows) const {
+    return !few(rows) && part.bits == family_.paired_bits ? 2 : 1;
+  }
+  int64_t part_stride(const CodePart& part, int rows) const {
+    const int per_table = rows_of_table(part, rows);
+    return int64_t((rows + per_table - 1) / per_table) * kTableStride;
+  }
+  int tile_rows(int a_bits) const {
+    int rows = 1;
+    while (family_.tile[a_bits][rows + 1]) ++rows;
+    return rows;
+  }
+
+  const uint8_t* what_tiles_read(const uint8_t* packed, int units, int rows) const {
+    static thread_local AlignedBytes buffer;
+    if (!family_.indexes || few(rows)) return packed;
+    uint8_t* indexes = scratch(buffer, int64_t(family_.columns) * kBlock / 4);
+    family_.indexes(packed, units, indexes);
+    tier_.counters.indexes.add(1);
+    return indexes;
+  }
+
+  void multiply_plane(const uint8_t* weights, const uint8_t* tables, const CodePart& part, int units, int rows,
+                      int shift, uint32_t* sums, int64_t panel_sums) const {
+    if (few(rows)) {
+      family_.few[part.bits][rows](weights, tables, units, sums, panel_sums, shift);
+      tier_.counters.lut_few[part.bits][rows].add(1);
+      return;
     }
-    count_tiles(tier_.counters.lut_tile[a_bits], family_.tile_rows, rows);
+    const int full = tile_rows(part.bits), per_table = rows_of_table(part, rows);
+    for (int row = 0, n; row < rows; row += n) {
+      n = std::min(full, rows - row);
+      family_.tile[part.bits][n](weights, tables + int64_t(row / per_table) * kTableStride, units,
+                                 sums + int64_t(row) * kPanel, panel_sums, shift);
+    }
+    count_tiles(tier_.counters.lut_tile[part.bits], full, rows);
   }
 
   const LutFamily& family_;

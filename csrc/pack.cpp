@@ -69,7 +69,18 @@ void SegmentKernel::multiply(int first, int panels, const uint8_t* activations, 
   }
 }
 
-// dot has one rate for all widths, popcount pays for every pair of planes, the tables for every weight plane.
+namespace {
+
+// Activations in two parts are looked up twice.
+int lut_rate(const LutFamily& lut, int a_bits) {
+  if (a_bits <= kMaxLutBits) return lut.rate[a_bits];
+  const int low = lut.rate[4], high = lut.rate[a_bits - 4];
+  return low * high / (low + high);
+}
+
+}  // namespace
+
+// dot's rate is that of the form that is exact for the widths, popcount pays for every pair of planes, the tables for every weight plane.
 std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
   std::vector<Candidate> found;
   const Tier& dot = tier_with(tier, &KernelTable::dot);
@@ -79,7 +90,7 @@ std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
     found.push_back({Family::popcount, &popcount, popcount.table->popcount->rate / (w * a)});
   const Tier& lut = tier_with(tier, &KernelTable::lut);
   if (lut.table->lut && (a > kMaxLutBits || lut.table->lut->tile[a][1]))
-    found.push_back({Family::lut, &lut, lut.table->lut->rate / w / (a > kMaxLutBits ? 2 : 1)});
+    found.push_back({Family::lut, &lut, lut_rate(*lut.table->lut, a) / w});
   const Tier& lut6 = tier_with(tier, &KernelTable::lut6);
   if (lut6.table->lut6 && (a > kMaxLutBits || (a <= kMaxLut6Bits && lut6.table->lut6->tile[a][1]))) {
     const Lut6Family& tables = *lut6.table->lut6;

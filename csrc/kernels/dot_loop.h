@@ -9,6 +9,7 @@
 //   V::kSteps               steps of 4 codes that are multiplied together: what one load of activations serves
 //   V::activations          the 4 * kSteps codes of one row, as dot wants them
 //   V::kFewRows             up to how many rows dot_few serves (0 where kSteps is not 1)
+//   V::few_form             the form that dot_few takes in place of another
 //   V::dot<form>            sums + the products of the codes of kSteps registers of weights and those activations
 //
 // Sum S = sum c_w * c_a over unsigned codes; what the levels need beyond it is the epilogue's (format.h, arithmetic.md).
@@ -62,9 +63,12 @@ inline void unpack_unit(const uint8_t* packed, uint8_t* bytes, std::integer_sequ
 template <class V, int Bits>
 void unpack(const uint8_t* panel, int units, uint8_t* bytes) {
   constexpr int row_bytes = V::kVectors * V::kLanes * 4;
-  for (int unit = 0; unit < units; ++unit)
-    unpack_unit<V, Bits>(panel + unit * Bits * row_bytes, bytes + unit * 8 * row_bytes,
-                         std::make_integer_sequence<int, 8>());
+  constexpr int unit_bytes = Bits * row_bytes, brick_bytes = kBlock / kUnit * unit_bytes;
+  for (int unit = 0; unit < units; ++unit, panel += unit_bytes, bytes += 8 * row_bytes) {
+    // The next brick is unpacked when all rows have passed this one: time enough to fetch it into L2.
+    for (int line = 0; line < unit_bytes; line += 64) __builtin_prefetch(panel + brick_bytes + line, 0, 2);
+    unpack_unit<V, Bits>(panel, bytes, std::make_integer_sequence<int, 8>());
+  }
 }
 
 // ---- multiply ------------------------------------------------------------------------------------------------------
@@ -157,6 +161,7 @@ void dot_few(const uint8_t* weights, const uint8_t* activations, int k, uint32_t
 template <class V, int Form, int... Rows>
 constexpr void fill_tiles(DotFamily& family, std::integer_sequence<int, Rows...>) {
   ((family.tile[Form][Rows + 1] = dot_tile<V, Form, Rows + 1>), ...);
+  family.tile_rows[Form] = V::kRows;
 }
 
 // Whether weights of so many bits take a form with activations of some width.
@@ -169,7 +174,8 @@ constexpr bool takes_form(int form, int w_bits) {
 
 template <class V, int Form, int Bits, int... Rows>
 constexpr void fill_few(DotFamily& family, std::integer_sequence<int, Rows...>) {
-  if constexpr (takes_form<V>(Form, Bits)) ((family.few[Form][Bits][Rows + 1] = dot_few<V, Form, Bits, Rows + 1>), ...);
+  if constexpr (takes_form<V>(Form, Bits))
+    ((family.few[Form][Bits][Rows + 1] = dot_few<V, V::few_form(Form), Bits, Rows + 1>), ...);
 }
 template <class V, int Form, int... Bits>
 constexpr void fill_few_widths(DotFamily& family, std::integer_sequence<int, Bits...>) {
@@ -185,11 +191,11 @@ constexpr int dot_rate(int form) {
     return V::kRate;
 }
 
+// All but the tiles.
 template <class V, int... Forms>
-constexpr DotFamily dot_family(std::integer_sequence<int, Forms...>) {
+constexpr DotFamily family_without_tiles(std::integer_sequence<int, Forms...>) {
   DotFamily family{};
   family.columns = V::kLanes * V::kVectors;
-  family.tile_rows = V::kRows;
   family.flips_8bit_weights = V::kFlips8BitWeights;
   ((family.rate[Forms] = dot_rate<V>(Forms)), ...);
   family.forms = V::kForms;
@@ -198,9 +204,15 @@ constexpr DotFamily dot_family(std::integer_sequence<int, Forms...>) {
   UnpackFn* const u = family.unpack;  // 8 bits: packed is unpacked
   u[1] = unpack<V, 1>, u[2] = unpack<V, 2>, u[3] = unpack<V, 3>, u[4] = unpack<V, 4>;
   u[5] = unpack<V, 5>, u[6] = unpack<V, 6>, u[7] = unpack<V, 7>;
-  (fill_tiles<V, Forms>(family, std::make_integer_sequence<int, V::kRows>()), ...);
   if constexpr (V::kFewRows > 0) (fill_few_widths<V, Forms>(family, std::make_integer_sequence<int, 8>()), ...);
   family.few_rows = V::kFewRows;
+  return family;
+}
+
+template <class V, int... Forms>
+constexpr DotFamily dot_family(std::integer_sequence<int, Forms...> forms) {
+  DotFamily family = family_without_tiles<V>(forms);
+  (fill_tiles<V, Forms>(family, std::make_integer_sequence<int, V::kRows>()), ...);
   return family;
 }
 

@@ -454,7 +454,7 @@ Count check_kernels(const Tier& tier, Report& report) {
   const DotFamily& dot = *tier.table->dot;
   Random random;
   for (int form = 0; form < dot.forms; ++form)
-    for (int rows = 1; rows <= dot.tile_rows; ++rows) {
+    for (int rows = 1; rows <= dot.tile_rows[form]; ++rows) {
       report.begin(std::string(dot.form_name(form)) + " tile of " + std::to_string(rows) + " rows", tier);
       check_tile(dot, form, rows, random, report);
       count += report.end();

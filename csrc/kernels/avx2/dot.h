@@ -1,77 +1,214 @@
 // dot on AVX2. Goal: exact products of every pair of widths at the rate of the cheapest exact form.
 //
-//   tile 2 rows x 4 registers of 8 outputs: 32 columns, as the lut family has
-//   form         exact while                               a step of 4 codes and register
-//   activations  2 * (2^a - 1) * (2^w - 1) <= 32767, w <= 7  vpmaddubsw + vpmaddwd + vpaddd: 32 MAC
-//   weights      the same bound, a <= 7                      the same, operands swapped
-//   words        always                                      even and odd bytes as 16-bit words, 2 vpmaddwd + 2 vpaddd
-//
-// vpmaddubsw multiplies unsigned by signed bytes and saturates pairs at 16 bits, so it is entered only inside its bound,
-// and the operand of 8 bits must be the unsigned one.
+// HEADER
 #pragma once
 
 #include <immintrin.h>
 
+#include <algorithm>
+
+#include "kernels/avx2/vocabulary.h"
 #include "kernels/dot_loop.h"
 
 namespace soniq {
 namespace {
 
-struct Avx2Dot {
-  using Bytes = __m256i;
-  using Sums = __m256i;
-  static constexpr int kLanes = 8, kVectors = 4, kSteps = 1, kRows = 2, kFewRows = 2, kForms = 3;
-  static constexpr int kRate = 32;
-  static constexpr bool kFlips8BitWeights = false;
-  static constexpr int kUnsignedActivations = 0, kUnsignedWeights = 1, kWords = 2;
+struct Avx2Dot : Avx2Vocabulary {
+  static constexpr int kVectors = 4, kSteps = 1, kFewRows = 2, kForms = 6;
+  static constexpr bool kFlips8BitWeights = true;
+  static constexpr int kRun[kForms] = {64, 8, 4, 2, 1, 0};  // steps whose sums of products fit 16 bits
+  static constexpr int kTileRows[kForms] = {6, 3, 3, 3, 4, 6};
+  static constexpr int kRate[kForms] = {44, 41, 39, 34, 28, 22};
+  static constexpr int kRun1 = 4, kWords = 5;
 
   static constexpr int form(int w_bits, int a_bits) {
-    const int pair = 2 * ((1 << w_bits) - 1) * ((1 << a_bits) - 1);
-    if (pair > 32767) return kWords;
-    return w_bits <= 7 ? kUnsignedActivations : kUnsignedWeights;
+    const int largest_weight = w_bits == 8 ? 128 : (1 << w_bits) - 1, largest_code = (1 << a_bits) - 1;
+    int form = 0;
+    while (form < kWords && kRun[form] * 2 * largest_weight * largest_code > INT16_MAX) ++form;
+    return form;
   }
   static const char* form_name(int form) {
-    return form == kUnsignedActivations ? "activations" : form == kUnsignedWeights ? "weights" : "words";
+    constexpr const char* names[kForms] = {"run64", "run8", "run4", "run2", "run1", "words"};
+    return names[form];
   }
 
-  static Bytes load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static void store(uint8_t* p, Bytes v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-  template <int Shift, int Mask>
-  static Bytes field(Bytes v) {
-    if constexpr (Shift > 0) v = _mm256_srli_epi16(v, Shift);
-    if constexpr (Shift < 0) v = _mm256_slli_epi16(v, -Shift);
-    return _mm256_and_si256(v, _mm256_set1_epi8(char(Mask)));
+  static Sums plus_products(Sums sums_i32x8, __m256i a_i16x16, __m256i b_i16x16) {
+    return in_register(_mm256_add_epi32(sums_i32x8, _mm256_madd_epi16(a_i16x16, b_i16x16)));
   }
-  static Bytes combine(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+  static Sums widened(__m256i sums_i16x16) { return _mm256_madd_epi16(sums_i16x16, _mm256_set1_epi16(1)); }
 
-  static Sums zero() { return _mm256_setzero_si256(); }
-  static Sums load_sums(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static void store_sums(uint32_t* p, Sums v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-  static Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
-  static Sums shift_left(Sums v, int by) { return _mm256_sll_epi32(v, _mm_cvtsi32_si128(by)); }
-
-  static Bytes activations(const uint8_t* codes) {
-    int32_t four;
-    std::memcpy(&four, codes, 4);
-    return _mm256_set1_epi32(four);
-  }
-  static Bytes even_words(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi16(0xff)); }
-  static Bytes odd_words(Bytes v) { return _mm256_srli_epi16(v, 8); }
-
+  // For few rows, which wait for weights: every run is of one step.
+  static constexpr int few_form(int form) { return form == kWords ? kWords : kRun1; }
   template <int Form>
-  static Sums dot(Sums sums, const Bytes (&steps)[kSteps], Bytes activations) {
-    const Bytes weights = steps[0];
-    if constexpr (Form == kWords) {
-      const auto even = _mm256_madd_epi16(even_words(weights), even_words(activations));
-      const auto odd = _mm256_madd_epi16(odd_words(weights), odd_words(activations));
-      return _mm256_add_epi32(sums, _mm256_add_epi32(even, odd));
-    } else {
-      const auto pairs = Form == kUnsignedActivations ? _mm256_maddubs_epi16(activations, weights)
-                                                      : _mm256_maddubs_epi16(weights, activations);
-      return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    }
+  static Sums dot(Sums sums, const Bytes (&weights)[kSteps], Bytes activations) {
+    const Bytes w_i8x32 = weights[0];
+    if constexpr (Form == kRun1) return add(sums, widened(_mm256_maddubs_epi16(activations, w_i8x32)));
+    const __m256i even_w = _mm256_srai_epi16(_mm256_slli_epi16(w_i8x32, 8), 8);
+    sums = plus_products(sums, _mm256_and_si256(activations, _mm256_set1_epi16(0xff)), even_w);
+    return plus_products(sums, _mm256_srli_epi16(activations, 8), _mm256_srai_epi16(w_i8x32, 8));
   }
 };
+static_assert(Avx2Dot::form(4, 4) == 0 && Avx2Dot::form(8, 1) == 0 && Avx2Dot::form(8, 4) == 1);
+static_assert(Avx2Dot::form(7, 7) == Avx2Dot::kRun1 && Avx2Dot::form(7, 8) == Avx2Dot::kWords);
+
+constexpr int kStepBytes = 128;   // of weights: 4 codes of the 32 columns of a panel
+constexpr int kHalfVectors = 2;   // registers of outputs of a tile, which works on half a panel
+
+// The sums of a tile: a register for 8 outputs of a row.
+template <int Rows>
+struct DotSums {
+  __m256i lanes[Rows][kHalfVectors];
+
+  template <class Body>
+  [[gnu::always_inline]] static void each(Body&& body) {
+    repeat<Rows>([&](auto row) { repeat<kHalfVectors>([&](auto v) { body(row, v); }); });
+  }
+  [[gnu::always_inline]] DotSums() {
+    each([&](auto row, auto v) { lanes[row][v] = _mm256_setzero_si256(); });
+  }
+  // sums[row][32] += convert(lanes) << shift
+  template <class Convert>
+  [[gnu::always_inline]] void add_to(uint32_t* sums, int shift, Convert&& convert) {
+    const __m128i by = _mm_cvtsi32_si128(shift);
+    each([&](auto row, auto v) { add_eight(sums + row * 32 + v * 8, convert(lanes[row][v]), by); });
+  }
+};
+
+// One step of 4 codes: use(row, v, two sums of two products for each output).
+template <int Rows, class Use>
+[[gnu::always_inline]] inline void multiply_step(const uint8_t* weights, const uint8_t* activations, Use&& use) {
+  __m256i w_i8x32[kHalfVectors];
+  repeat<kHalfVectors>([&](auto v) { w_i8x32[v] = in_register(load_ymm(weights + v * 32)); });
+  repeat<Rows>([&](auto row) {
+    const __m256i a_u8x32 = Avx2Dot::activations(activations + row * kRowStride);
+    __m256i pairs_i16x16[kHalfVectors];
+    repeat<kHalfVectors>([&](auto v) { pairs_i16x16[v] = in_register(_mm256_maddubs_epi16(a_u8x32, w_i8x32[v])); });
+    repeat<kHalfVectors>([&](auto v) { use(row, v, pairs_i16x16[v]); });
+  });
+}
+
+// Runs of up to `Run` steps; there are few of them, and they are widened into memory.
+template <int Run, int Rows>
+[[gnu::always_inline]] inline void multiply_long_runs(const uint8_t* weights, const uint8_t* activations, int k,
+                                                      uint32_t* sums, int shift) {
+  const uint8_t* const end = activations + k;
+  do {
+    const uint8_t* const run_end = std::min(activations + 4 * Run, end);
+    DotSums<Rows> run;
+    do {
+      repeat<2>([&](auto step) {
+        const auto add = [&](auto row, auto v, __m256i pairs_i16x16) {
+          run.lanes[row][v] = in_register(_mm256_add_epi16(run.lanes[row][v], pairs_i16x16));
+        };
+        multiply_step<Rows>(weights + step * kStepBytes, activations + step * 4, add);
+      });
+      weights += 2 * kStepBytes;
+      activations += 2 * 4;
+    } while (activations != run_end);
+    run.add_to(sums, shift, Avx2Dot::widened);
+  } while (activations != end);
+}
+
+// Runs of exactly `Run` steps, widened in registers.
+template <int Run, int Rows>
+[[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations, int k,
+                                                       uint32_t* sums, int shift) {
+  constexpr int unrolled = std::max(Run, 4);
+  DotSums<Rows> all;
+  __m256i run[Rows][kHalfVectors];
+  const uint8_t* const end = activations + k;
+  do {
+    repeat<unrolled>([&](auto step) {
+      const auto add = [&](auto row, auto v, __m256i pairs_i16x16) {
+        if constexpr (step % Run > 0) pairs_i16x16 = in_register(_mm256_add_epi16(run[row][v], pairs_i16x16));
+        run[row][v] = pairs_i16x16;
+        if constexpr (step % Run == Run - 1)
+          all.lanes[row][v] = Avx2Dot::plus_products(all.lanes[row][v], pairs_i16x16, _mm256_set1_epi16(1));
+      };
+      multiply_step<Rows>(weights + step * kStepBytes, activations + step * 4, add);
+    });
+    weights += unrolled * kStepBytes;
+    activations += unrolled * 4;
+  } while (activations != end);
+  all.add_to(sums, shift, [](__m256i v) { return v; });
+}
+
+// ---- words ---------------------------------------------------------------------------------------------------------
+void expand_avx2(const uint8_t* codes, int units, uint8_t* words) {
+  for (int unit = 0; unit < units; ++unit, codes += 32, words += 64) {
+    const __m256i codes_u8x32 = load_ymm(codes);
+    store_ymm(words, _mm256_and_si256(codes_u8x32, _mm256_set1_epi16(0xff)));
+    store_ymm(words + 32, _mm256_srli_epi16(codes_u8x32, 8));
+  }
+}
+
+// Weights as words, times 256: a shift brings the even bytes there, signs and all, a mask leaves the odd ones.
+template <int Odd>
+inline __m256i scaled_words(__m256i w_i8x32) {
+  return in_register(Odd ? _mm256_and_si256(w_i8x32, _mm256_set1_epi16(short(0xff00))) : _mm256_slli_epi16(w_i8x32, 8));
+}
+
+// Codes whose products with weights, times 256, a 32-bit sum holds.
+constexpr int kWordsRun = 256;
+static_assert(int64_t(256) * kWordsRun * 128 * 255 <= INT32_MAX);
+
+template <int Rows>
+[[gnu::always_inline]] inline void multiply_words(const uint8_t* weights, const uint8_t* activations, int k,
+                                                  uint32_t* sums, int shift) {
+  const uint8_t* const end = activations + 2 * k;
+  do {
+    const uint8_t* const run_end = std::min(activations + 2 * kWordsRun, end);
+    DotSums<Rows> run;
+    do {
+      repeat<8>([&](auto step) {
+        repeat<2>([&](auto odd) {
+          __m256i w_i16x16[kHalfVectors];
+          repeat<kHalfVectors>(
+              [&](auto v) { w_i16x16[v] = scaled_words<odd>(load_ymm(weights + step * kStepBytes + v * 32)); });
+          repeat<Rows>([&](auto row) {
+            const __m256i a_i16x16 = Avx2Dot::activations(activations + row * kExpandStride + odd * 32 + step * 4);
+            repeat<kHalfVectors>([&](auto v) {
+              run.lanes[row][v] = Avx2Dot::plus_products(run.lanes[row][v], a_i16x16, w_i16x16[v]);
+            });
+          });
+        });
+      });
+      weights += 8 * kStepBytes;
+      activations += 64;
+    } while (activations != run_end);
+    run.add_to(sums, shift, [](__m256i v) { return _mm256_srai_epi32(v, 8); });
+  } while (activations != end);
+}
+
+// ---- the family's table --------------------------------------------------------------------------------------------
+template <int Form, int Rows>
+void dot_tile_avx2(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift) {
+  constexpr int run = Avx2Dot::kRun[Form];
+  for (int half = 0; half < 2; ++half, weights += kStepBytes / 2, sums += 16) {
+    if constexpr (Form == Avx2Dot::kWords)
+      multiply_words<Rows>(weights, activations, k, sums, shift);
+    else if constexpr (run > 8)
+      multiply_long_runs<run, Rows>(weights, activations, k, sums, shift);
+    else
+      multiply_short_runs<run, Rows>(weights, activations, k, sums, shift);
+  }
+}
+
+template <int Form, int... Rows>
+constexpr void fill_dot_tiles_avx2(DotFamily& family, std::integer_sequence<int, Rows...>) {
+  ((family.tile[Form][Rows + 1] = dot_tile_avx2<Form, Rows + 1>), ...);
+  family.tile_rows[Form] = sizeof...(Rows);
+}
+
+template <int... Forms>
+constexpr DotFamily dot_family_avx2(std::integer_sequence<int, Forms...> forms) {
+  DotFamily family = family_without_tiles<Avx2Dot>(forms);
+  (fill_dot_tiles_avx2<Forms>(family, std::make_integer_sequence<int, Avx2Dot::kTileRows[Forms]>()), ...);
+  family.expand[Avx2Dot::kWords] = expand_avx2;
+  return family;
+}
+
+constexpr DotFamily kAvx2Dot = dot_family_avx2(std::make_integer_sequence<int, Avx2Dot::kForms>());
 
 }  // namespace
 }  // namespace soniq

@@ -1,134 +1,261 @@
-// lut on AVX2. Goal: well ahead of byte products for weights of one and two bits.
-//
-//   one table: 16 bytes, the subset sums of four activations, in both 128-bit lanes (vbroadcasti128)
-//   index byte = four weight bits of one output: vpshufb looks up 32 outputs, vpaddb adds bytes; before a byte could
-//   overflow, even and odd bytes are widened into two registers of 16-bit sums; those hold a whole block of 512 codes:
-//   512 * 63 = 32256
-//
-//   tile 4 rows x 32 outputs: 4 byte sums, 8 sums of 16 bits, 2 indexes, 1 table
-//   a step of 4 codes: 4 x (vpshufb + vpaddb), 1.5 for the index, 4 loads of tables, and 5 / lookups_per_byte a row to widen
-//   128 products for vpshufb + vpaddb: 210 a cycle on Zen 4 in registers alone. The loop has a load of a table for every
-//   lookup and the widening beside them: llvm-mca (static, znver3) gives 90 to 113, divided by w_bits; `rate` is that.
-//   vpmaddubsw gives 32.
+// lut on AVX2.
 #pragma once
 
 #include <immintrin.h>
 
+#include <algorithm>
+
+#include "kernels/avx2/vocabulary.h"
 #include "kernels/dot_loop.h"
 #include "kernels/lut_tables.h"
 
 namespace soniq {
 namespace {
 
-constexpr int kAvx2LutRows = 4;
+constexpr int kAvx2LutRows = 2, kAvx2LutVectors = 2;
 
-inline __m256i load_ymm(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// Bytes 4j..4j+3 of a register: the sums of 0, 1 or 2 codes of pair j: 0, a, b, a + b. Both halves of a unit's pairs.
+struct PairSums {
+  __m256i pairs_u8x32[2];
 
-// The entries that take code i, as bytes of ones.
-template <int I>
-inline __m256i has_bit_mask() {
-  alignas(32) uint8_t mask[32];
-  for (int e = 0; e < 32; ++e) mask[e] = kHasBit[I] >> (e % 16) & 1 ? 0xff : 0;
-  return load_ymm(mask);
-}
-
-void tables_avx2(const uint8_t* codes, int units, uint8_t* tables) {
-  for (int pair = 0; pair < 4 * units; ++pair) {  // two tables: eight codes
-    int64_t eight;
-    std::memcpy(&eight, codes + pair * 8, 8);
-    const __m256i codes_u8x32 = _mm256_set1_epi64x(eight);
-    __m256i sums_u8x32 = _mm256_setzero_si256();
-    repeat<4>([&](auto i) {
-      const __m256i code = _mm256_set_m128i(_mm_set1_epi8(4 + i), _mm_set1_epi8(i));
-      const __m256i taken_u8x32 = _mm256_and_si256(_mm256_shuffle_epi8(codes_u8x32, code), has_bit_mask<i>());
-      sums_u8x32 = _mm256_add_epi8(sums_u8x32, taken_u8x32);
-    });
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(tables + pair * 32), sums_u8x32);
-  }
-}
-
-// One row's sums: bytes, and what has been widened of them.
-struct LutSums {
-  __m256i bytes_u8x32, even_u16x16, odd_u16x16;
-
-  void clear() { bytes_u8x32 = even_u16x16 = odd_u16x16 = _mm256_setzero_si256(); }
-  void widen() {
-    even_u16x16 = _mm256_add_epi16(even_u16x16, _mm256_and_si256(bytes_u8x32, _mm256_set1_epi16(0xff)));
-    odd_u16x16 = _mm256_add_epi16(odd_u16x16, _mm256_srli_epi16(bytes_u8x32, 8));
-    bytes_u8x32 = _mm256_setzero_si256();
-  }
-  // Interleaving even and odd brings columns back into order: 0-7 and 16-23, 8-15 and 24-31.
-  void add_to(uint32_t* sums, __m128i shift) const {
-    const __m256i low = _mm256_unpacklo_epi16(even_u16x16, odd_u16x16);
-    const __m256i high = _mm256_unpackhi_epi16(even_u16x16, odd_u16x16);
-    add_eight(sums, _mm256_castsi256_si128(low), shift);
-    add_eight(sums + 8, _mm256_castsi256_si128(high), shift);
-    add_eight(sums + 16, _mm256_extracti128_si256(low, 1), shift);
-    add_eight(sums + 24, _mm256_extracti128_si256(high, 1), shift);
-  }
-  static void add_eight(uint32_t* sums, __m128i u16x8, __m128i shift) {
-    const __m256i added = _mm256_sll_epi32(_mm256_cvtepu16_epi32(u16x8), shift);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums), _mm256_add_epi32(load_ymm(sums), added));
+  explicit PairSums(__m256i codes_u8x32) {
+    const __m256i first_u16x16 = _mm256_slli_epi16(codes_u8x32, 8);  // 0, a
+    const __m256i second_u16x16 = _mm256_add_epi16(                  // b, a + b
+        _mm256_add_epi16(first_u16x16, _mm256_srli_epi16(codes_u8x32, 8)),
+        _mm256_and_si256(codes_u8x32, _mm256_set1_epi16(short(0xff00))));
+    pairs_u8x32[0] = _mm256_unpacklo_epi16(first_u16x16, second_u16x16);
+    pairs_u8x32[1] = _mm256_unpackhi_epi16(first_u16x16, second_u16x16);
   }
 };
 
-template <int ABits, int Rows>
-void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift) {
-  constexpr int per_byte = lookups_per_byte(ABits), units_per_byte = per_byte / 8;
-  const __m256i low_nibble = _mm256_set1_epi8(0x0f);
-  LutSums s[Rows];
-  repeat<Rows>([&](auto row) { s[row].clear(); });
+// A table is every sum of one pair plus every sum of the next: entry e = pair[e % 4] + next[e / 4].
+template <int Pair>
+inline __m256i table_of_pairs(__m256i pairs_u8x32) {
+  const __m256i next = _mm256_set1_epi32(0x01010101 * (4 * Pair + 4));
+  const __m256i entry = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0, 0x01010101, 0x02020202, 0x03030303);
+  return _mm256_add_epi8(_mm256_shuffle_epi32(pairs_u8x32, Pair * 0x55),
+                         _mm256_shuffle_epi8(pairs_u8x32, _mm256_add_epi8(next, entry)));
+}
 
-  const uint8_t* const end = tables + units * 128;
-  int until_full = units_per_byte;
-  do {
-    repeat<4>([&](auto t) {
-      const __m256i packed = load_ymm(weights + t * 32);
-      const __m256i index_u8x32[2] = {_mm256_and_si256(packed, low_nibble),
-                                      _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_nibble)};
-      repeat<2>([&](auto half) {
-        constexpr int lookup = 2 * t + half + 1;  // of this unit
-        repeat<Rows>([&](auto row) {
-          const auto* table = reinterpret_cast<const __m128i*>(tables + row * kTableStride + (t + 4 * half) * 16);
-          const __m256i table_u8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
-          s[row].bytes_u8x32 = _mm256_add_epi8(s[row].bytes_u8x32, _mm256_shuffle_epi8(table_u8x32, index_u8x32[half]));
-          if constexpr (units_per_byte == 0 && lookup % per_byte == 0) s[row].widen();
-        });
+void tables_avx2(const uint8_t* codes, int units, uint8_t* tables) {
+  for (int unit = 0; unit < units; ++unit, tables += 128) {
+    const PairSums sums(load_ymm(codes + unit * 32));
+    repeat<2>([&](auto half) {
+      store_ymm(tables + half * 64, table_of_pairs<0>(sums.pairs_u8x32[half]));
+      store_ymm(tables + half * 64 + 32, table_of_pairs<2>(sums.pairs_u8x32[half]));
+    });
+  }
+}
+
+constexpr int kPanelBlock = kBlock * 32 / 8;  // bytes of a panel's plane in one block
+
+// Group 2t of a unit stands in the low nibbles of byte t, group 2t + 1 in the high ones.
+template <int Group>
+inline __m256i index_of_group(const uint8_t* packed) {
+  const __m256i bytes = load_ymm(packed + Group / 2 * kAvx2LutVectors * 32);
+  return _mm256_and_si256(Group % 2 ? _mm256_srli_epi16(bytes, 4) : bytes, _mm256_set1_epi8(0x0f));
+}
+
+// The next block's weights are needed when all rows have passed this one.
+inline void prefetch_next_block(const uint8_t* packed_unit) {
+  constexpr int block = kAvx2LutVectors * kPanelBlock;
+  repeat<kAvx2LutVectors * 128 / 64>([&](auto line) {
+    _mm_prefetch(reinterpret_cast<const char*>(packed_unit) + block + line * 64, _MM_HINT_T1);
+  });
+}
+
+void indexes_avx2(const uint8_t* weights, int units, uint8_t* indexes) {
+  for (int unit = 0; unit < units; ++unit, weights += 256, indexes += 512) {
+    prefetch_next_block(weights);
+    repeat<8>([&](auto group) {
+      repeat<kAvx2LutVectors>([&](auto v) {
+        store_ymm(indexes + (group * kAvx2LutVectors + v) * 32, index_of_group<group>(weights + v * 32));
+      });
+    });
+  }
+}
+
+// Output 8 q + lane of a panel stands in byte 4 lane + q.
+inline void add_panel(uint32_t* sums, __m256i words_u16x16, __m256i odd_u16x16, __m128i shift) {
+  const __m256i low = _mm256_set1_epi32(0xffff);
+  const __m256i even_u16x16 = _mm256_sub_epi16(words_u16x16, _mm256_slli_epi16(odd_u16x16, 8));
+  add_eight(sums, _mm256_and_si256(even_u16x16, low), shift);
+  add_eight(sums + 8, _mm256_and_si256(odd_u16x16, low), shift);
+  add_eight(sums + 16, _mm256_srli_epi32(even_u16x16, 16), shift);
+  add_eight(sums + 24, _mm256_srli_epi32(odd_u16x16, 16), shift);
+}
+
+// What the tiles read of the weights: index bytes, or packed weights where there are too few rows to repay unpacking them.
+template <bool Packed>
+struct LutWeights {
+  static constexpr int kUnitBytes = (Packed ? 128 : 256) * kAvx2LutVectors;
+
+  template <int Group>
+  [[gnu::always_inline]] static __m256i index(const uint8_t* weights) {
+    if constexpr (Packed) return in_register(index_of_group<Group>(weights));
+    return in_register(load_ymm(weights + Group * kAvx2LutVectors * 32));
+  }
+};
+
+// One group of four codes: use(row, v, what 32 outputs find).
+template <bool Packed, int Group, int Rows, class Use>
+[[gnu::always_inline]] inline void look_up(const uint8_t* weights, const uint8_t* tables, Use&& use) {
+  __m256i index_u8x32[kAvx2LutVectors];
+  repeat<kAvx2LutVectors>(
+      [&](auto v) { index_u8x32[v] = LutWeights<Packed>::template index<Group>(weights + v * 32); });
+  repeat<Rows>([&](auto row) {
+    const auto* table = reinterpret_cast<const __m128i*>(tables + row * kTableStride + Group * 16);
+    const __m256i table_u8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
+    __m256i found_u8x32[kAvx2LutVectors];
+    repeat<kAvx2LutVectors>([&](auto v) { found_u8x32[v] = in_register(_mm256_shuffle_epi8(table_u8x32, index_u8x32[v])); });
+    repeat<kAvx2LutVectors>([&](auto v) { use(row, v, found_u8x32[v]); });
+  });
+}
+
+// Bytes widened: words are even bytes + 256 * odd bytes, modulo 2^16.
+struct WideSums {
+  __m256i words_u16x16, odd_u16x16;
+
+  void clear() { words_u16x16 = odd_u16x16 = _mm256_setzero_si256(); }
+  void add(__m256i bytes_u8x32) {
+    words_u16x16 = in_register(_mm256_add_epi16(words_u16x16, bytes_u8x32));
+    odd_u16x16 = in_register(_mm256_add_epi16(odd_u16x16, _mm256_srli_epi16(bytes_u8x32, 8)));
+  }
+};
+
+template <int ABits, int Rows, bool Packed>
+void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
+                   int shift) {
+  constexpr int per_byte = lookups_per_byte(ABits), units_per_byte = std::max(1, per_byte / 8);
+  constexpr int run = std::min(per_byte, 8);
+  __m256i bytes_u8x32[Rows][kAvx2LutVectors];
+  WideSums wide[Rows][kAvx2LutVectors];
+  const auto each = [&](auto body) __attribute__((always_inline)) {
+    repeat<Rows>([&](auto row) { repeat<kAvx2LutVectors>([&](auto v) { body(row, v); }); });
+  };
+  const auto widen = [&](auto row, auto v) __attribute__((always_inline)) { wide[row][v].add(bytes_u8x32[row][v]); };
+  const auto unit = [&](auto first) __attribute__((always_inline)) {
+    repeat<8>([&](auto group) {
+      look_up<Packed, group, Rows>(weights, tables, [&](auto row, auto v, __m256i found_u8x32) {
+        constexpr bool starts = units_per_byte > 1 ? first && group == 0 : group % run == 0;
+        if constexpr (!starts) found_u8x32 = _mm256_add_epi8(bytes_u8x32[row][v], found_u8x32);
+        bytes_u8x32[row][v] = in_register(found_u8x32);
+        if constexpr (units_per_byte == 1 && group % run == run - 1) widen(row, v);
       });
     });
     tables += 128;
-    weights += 128;
-    if (units_per_byte > 0 && (--until_full == 0 || tables == end)) {
-      repeat<Rows>([&](auto row) { s[row].widen(); });
-      until_full = units_per_byte;
+    weights += LutWeights<Packed>::kUnitBytes;
+  };
+
+  each([&](auto row, auto v) { wide[row][v].clear(); });
+  const uint8_t* const end = tables + units * 128;
+  do {
+    const uint8_t* const full = std::min(tables + units_per_byte * 128, end);
+    unit(std::true_type());
+    if constexpr (units_per_byte > 1) {
+      while (tables != full) unit(std::false_type());
+      each(widen);
     }
   } while (tables != end);
 
   const __m128i by = _mm_cvtsi32_si128(shift);
-  repeat<Rows>([&](auto row) { s[row].add_to(sums + row * 32, by); });
+  each([&](auto row, auto v) {
+    add_panel(sums + v * panel_sums + row * 32, wide[row][v].words_u16x16, wide[row][v].odd_u16x16, by);
+  });
+}
+
+// One bit: a table for two rows, the first in the low nibbles. Three looked-up sums of at most 4 fill a nibble; `both` is
+// their sum modulo 2^8, `second` what the high nibbles add up to, and so the first row's sum is both - 16 * second.
+struct NibbleSums {
+  __m256i nibbles_u4x64, both_u8x32, second_u8x32;
+
+  void clear() { both_u8x32 = second_u8x32 = _mm256_setzero_si256(); }
+  template <bool First>
+  [[gnu::always_inline]] void add(__m256i found_u4x64) {
+    nibbles_u4x64 = First ? found_u4x64 : in_register(_mm256_add_epi8(nibbles_u4x64, found_u4x64));
+  }
+  [[gnu::always_inline]] void widen() {
+    const __m256i high_u8x32 = _mm256_and_si256(_mm256_srli_epi16(nibbles_u4x64, 4), _mm256_set1_epi8(0x0f));
+    both_u8x32 = in_register(_mm256_add_epi8(both_u8x32, nibbles_u4x64));
+    second_u8x32 = in_register(_mm256_add_epi8(second_u8x32, high_u8x32));
+  }
+  __m256i first_u8x32() const {
+    const __m256i second_times_16 = _mm256_and_si256(_mm256_slli_epi16(second_u8x32, 4), _mm256_set1_epi8(char(0xf0)));
+    return _mm256_sub_epi8(both_u8x32, second_times_16);
+  }
+};
+
+template <int Rows>
+void lut_pair_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
+                        int shift) {
+  constexpr int pairs = (Rows + 1) / 2, units_per_byte = lookups_per_byte(1) / 8;
+  NibbleSums narrow[pairs][kAvx2LutVectors];
+  WideSums wide[Rows][kAvx2LutVectors];
+  repeat<Rows>([&](auto row) { repeat<kAvx2LutVectors>([&](auto v) { wide[row][v].clear(); }); });
+
+  const uint8_t* const end = tables + units * 128;
+  do {
+    const uint8_t* const full = std::min(tables + units_per_byte * 128, end);
+    repeat<pairs>([&](auto pair) { repeat<kAvx2LutVectors>([&](auto v) { narrow[pair][v].clear(); }); });
+    do {
+      repeat<8>([&](auto group) {
+        look_up<false, group, pairs>(weights, tables, [&](auto pair, auto v, __m256i found_u4x64) {
+          narrow[pair][v].template add<group % 3 == 0>(found_u4x64);
+          if constexpr (group % 3 == 2 || group == 7) narrow[pair][v].widen();
+        });
+      });
+      tables += 128;
+      weights += LutWeights<false>::kUnitBytes;
+    } while (tables != full);
+    repeat<Rows>([&](auto row) {
+      repeat<kAvx2LutVectors>([&](auto v) {
+        const NibbleSums& both = narrow[row / 2][v];
+        wide[row][v].add(row % 2 ? both.second_u8x32 : both.first_u8x32());
+      });
+    });
+  } while (tables != end);
+
+  const __m128i by = _mm_cvtsi32_si128(shift);
+  repeat<Rows>([&](auto row) {
+    repeat<kAvx2LutVectors>([&](auto v) {
+      add_panel(sums + v * panel_sums + row * 32, wide[row][v].words_u16x16, wide[row][v].odd_u16x16, by);
+    });
+  });
+}
+
+template <int... Rows>
+constexpr void fill_lut_pair_tiles_avx2(LutFamily& family, std::integer_sequence<int, Rows...>) {
+  ((family.tile[1][Rows + 1] = lut_pair_tile_avx2<Rows + 1>), ...);
 }
 
 template <int ABits, int... Rows>
 constexpr void fill_lut_tiles_avx2(LutFamily& family, std::integer_sequence<int, Rows...>) {
-  ((family.tile[ABits][Rows + 1] = lut_tile_avx2<ABits, Rows + 1>), ...);
+  if constexpr (ABits > 1) ((family.tile[ABits][Rows + 1] = lut_tile_avx2<ABits, Rows + 1, false>), ...);
+  ((family.few[ABits][Rows + 1] = lut_tile_avx2<ABits, Rows + 1, true>), ...);
 }
 
-constexpr LutFamily lut_family_avx2() {
+constexpr int lut_place_avx2(int column, int group) {
+  return (group * kAvx2LutVectors + column / 32) * 32 + column % 8 * 4 + column % 32 / 8;
+}
+
+template <int... ABits>
+constexpr LutFamily lut_family_avx2(std::integer_sequence<int, ABits...>) {
   LutFamily family{};
   family.name = "vpshufb";
-  family.columns = 32;
-  family.tile_rows = kAvx2LutRows;
-  family.rate = 90;
-  family.column_stride = 1;
-  family.group_stride = 32;
+  family.columns = 32 * kAvx2LutVectors;
+  family.place = lut_place_avx2;
   family.tables = tables_avx2;
-  constexpr auto rows = std::make_integer_sequence<int, kAvx2LutRows>();
-  fill_lut_tiles_avx2<1>(family, rows), fill_lut_tiles_avx2<2>(family, rows), fill_lut_tiles_avx2<3>(family, rows);
-  fill_lut_tiles_avx2<4>(family, rows), fill_lut_tiles_avx2<5>(family, rows), fill_lut_tiles_avx2<6>(family, rows);
+  family.indexes = indexes_avx2;
+  family.paired_bits = 1;
+  family.few_rows = kAvx2LutRows;
+  fill_lut_pair_tiles_avx2(family, std::make_integer_sequence<int, 2 * kAvx2LutRows>());
+  (fill_lut_tiles_avx2<ABits + 1>(family, std::make_integer_sequence<int, kAvx2LutRows>()), ...);
+  constexpr int rates[] = {175, 140, 135, 128, 115, 92};
+  ((family.rate[ABits + 1] = rates[ABits]), ...);
   return family;
 }
 
-constexpr LutFamily kAvx2Lut = lut_family_avx2();
+constexpr LutFamily kAvx2Lut = lut_family_avx2(std::make_integer_sequence<int, kMaxLutBits>());
 
 }  // namespace
 }  // namespace soniq

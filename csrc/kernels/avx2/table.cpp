@@ -1,18 +1,18 @@
 #include "kernels/avx2/dot.h"
 #include "kernels/avx2/lut.h"
+#include "kernels/avx2/quantize.h"
 #include "kernels/elementwise.h"
-#include "kernels/quantize_loop.h"
 
 namespace soniq {
 
 extern const KernelTable avx2_table;
-const KernelTable avx2_table = {quantize,
+const KernelTable avx2_table = {quantize_avx2,
                                 abs_max,
                                 all_finite,
-                                sum_bytes,
+                                sum_bytes_avx2,
                                 epilogue,
                                 depthwise,
-                                &kDotFamily<Avx2Dot>,
+                                &kAvx2Dot,
                                 /*popcount=*/nullptr,
                                 &kAvx2Lut,
                                 /*lut6=*/nullptr};

@@ -23,6 +23,7 @@ struct Avx512Dot {
   static constexpr bool kFlips8BitWeights = true;
 
   static constexpr int form(int, int) { return 0; }
+  static constexpr int few_form(int) { return 0; }
   static const char* form_name(int) { return "vnni"; }
 
   static Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }

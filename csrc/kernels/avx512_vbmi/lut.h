@@ -49,7 +49,7 @@ constexpr int kLutPrefetch = 4096;  // bytes ahead: a GEMV's weights come from f
 
 // With a row or two an output has two sums, one a half: a sum takes part in a product every few cycles only.
 template <int Rows>
-void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int shift) {
+void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t, int shift) {
   constexpr int chains = Rows <= 2 ? 2 : 1;
   const __m512i low_nibble = _mm512_set1_epi8(0x0f), group = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
   __m512i sums_i32x16[Rows][kLutVectors][chains];
@@ -97,13 +97,12 @@ constexpr LutFamily lut_family_vbmi(std::integer_sequence<int, Rows...>) {
   LutFamily family{};
   family.name = "vpermb";
   family.columns = 16 * kLutVectors;
-  family.tile_rows = kLutRows;
-  family.rate = 193;
-  family.column_stride = 4;
-  family.group_stride = 1;
+  family.place = [](int column, int group) { return column * 4 + group; };
   family.tables = tables_vbmi;
-  for (int a_bits = 2; a_bits <= kMaxLutBits; ++a_bits)  // sums go straight to 32 bits: one kernel; 1 bit is popcount's
+  for (int a_bits = 2; a_bits <= kMaxLutBits; ++a_bits) {  // sums go straight to 32 bits: one kernel; 1 bit is popcount's
+    family.rate[a_bits] = 193;
     ((family.tile[a_bits][Rows + 1] = lut_tile_vbmi<Rows + 1>), ...);
+  }
   return family;
 }
 

@@ -20,17 +20,19 @@
 // c ^ 0x80 = c - 128. The intrinsic is the one with the VEX encoding; these processors refuse the EVEX one.
 #pragma once
 
-#include "kernels/avx2/dot.h"
+#include "kernels/avx2/vocabulary.h"
+#include "kernels/dot_loop.h"
 
 namespace soniq {
 namespace {
 
-struct AvxVnniDot : Avx2Dot {
-  static constexpr int kRows = 3, kForms = 1;
+struct AvxVnniDot : Avx2Vocabulary {
+  static constexpr int kVectors = 4, kSteps = 1, kRows = 3, kFewRows = 2, kForms = 1;
   static constexpr int kRate = 54;
   static constexpr bool kFlips8BitWeights = true;
 
   static constexpr int form(int, int) { return 0; }
+  static constexpr int few_form(int) { return 0; }
   static const char* form_name(int) { return "vnni"; }
 
   template <int Form>

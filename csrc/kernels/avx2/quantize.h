@@ -1,0 +1,71 @@
+// quantize and sum_bytes on AVX2. Goal: as fast as floats arrive from L3; where N is below a thousand they cost as much as a
+// tenth of the products.
+//
+//   8 floats: mul, add, min, convert and one fused multiply for the check; 32 codes: 3 packs and a permutation
+//
+// The packs saturate, which is the clamp at 0; min(cmax, v) gives v where v is NaN, whose conversion is the most negative
+// integer, and that saturates to code 0 too. x * 0 is a zero for every finite x, and NaN for the others: summed, one
+// register remembers whether any was not finite.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/avx2/vocabulary.h"
+#include "kernels/dot_loop.h"
+
+namespace soniq {
+namespace {
+
+struct Avx2Quantizer {
+  __m256 r, z, cmax, not_finite = _mm256_setzero_ps();
+
+  __m256i integers(const float* from) {
+    const __m256 x = _mm256_loadu_ps(from), product = _mm256_mul_ps(x, r);
+    not_finite = _mm256_fmadd_ps(x, _mm256_setzero_ps(), not_finite);
+    return _mm256_cvttps_epi32(_mm256_min_ps(cmax, _mm256_add_ps(product, z)));
+  }
+
+  // Packs work inside 128-bit lanes: four registers of 8 integers come out as dwords 0, 4, 1, 5, 2, 6, 3, 7.
+  void thirty_two(const float* x, uint8_t* codes) {
+    __m256i i32x8[4];
+    repeat<4>([&](auto v) { i32x8[v] = integers(x + 8 * v); });
+    const __m256i low = _mm256_packs_epi32(i32x8[0], i32x8[1]), high = _mm256_packs_epi32(i32x8[2], i32x8[3]);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    store_ymm(codes, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+  }
+
+  bool all_finite() const {
+    return _mm256_movemask_ps(_mm256_cmp_ps(not_finite, not_finite, _CMP_UNORD_Q)) == 0;
+  }
+};
+
+bool quantize_avx2(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes) {
+  Avx2Quantizer q{_mm256_set1_ps(r), _mm256_set1_ps(z), _mm256_set1_ps(cmax)};
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32) q.thirty_two(x + i, codes + i);
+  if (i < count) {
+    float rest[32] = {};
+    uint8_t rest_codes[32];
+    std::memcpy(rest, x + i, size_t(count - i) * sizeof(float));
+    q.thirty_two(rest, rest_codes);
+    std::memcpy(codes + i, rest_codes, size_t(count - i));
+  }
+  return q.all_finite();
+}
+
+// count is a multiple of 8.
+int32_t sum_bytes_avx2(const uint8_t* bytes, int64_t count) {
+  __m256i sums_u64x4 = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32)
+    sums_u64x4 = _mm256_add_epi64(sums_u64x4, _mm256_sad_epu8(load_ymm(bytes + i), _mm256_setzero_si256()));
+  __m128i sums_u64x2 = _mm_add_epi64(_mm256_castsi256_si128(sums_u64x4), _mm256_extracti128_si256(sums_u64x4, 1));
+  for (; i < count; i += 8) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + i));
+    sums_u64x2 = _mm_add_epi64(sums_u64x2, _mm_sad_epu8(eight, _mm_setzero_si128()));
+  }
+  return int32_t(_mm_cvtsi128_si64(sums_u64x2) + _mm_extract_epi64(sums_u64x2, 1));
+}
+
+}  // namespace
+}  // namespace soniq
