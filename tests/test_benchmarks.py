@@ -126,7 +126,7 @@ def test_bad_options(importable):
     import typer
     from benchmarks import report as command
 
-    with pytest.raises(typer.BadParameter, match="got suite gemms, expected gemm, gemv"):
+    with pytest.raises(typer.BadParameter, match="got suite gemms, expected gemm, cold, gemv"):
         command._names(["gemm", "gemms"])
     with pytest.raises(typer.BadParameter, match="got shape '128x4096', expected M x N x K"):
         command._shape("128x4096")
