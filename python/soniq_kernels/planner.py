@@ -17,6 +17,7 @@ from soniq_kernels._costs import ROWS, Cost, Table, rows_class
 __all__ = ["FAMILIES", "ROWS", "Choice", "choose", "reload", "rows_class", "table", "use"]
 
 FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6")
+CACHE_BYTES, DRAM_BYTES_PER_NS = 32e6, 24.0  # a common L3, and what one core reads from memory
 NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
 
 
@@ -116,10 +117,20 @@ def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float) -> 
         source = f"ceilings of the inner loops; the table has no numbers for {tier}, `soniq calibrate` measures them"
     else:
         times, source = {family: found[0][family].ns(rows, n, k) for family, *_ in candidates}, found[1]
-    estimates = dict(sorted(times.items(), key=lambda item: item[1]))
+    if n * k * w / 8 > CACHE_BYTES:
+        times = {family: _from_memory_ns(family, ns, w, n * k) for family, ns in times.items()}
+    estimates = dict(sorted(times.items(), key=lambda item: (item[1], FAMILIES.index(item[0]))))
     family, why = _decide(estimates)
     reason = f"{family} for W{w}A{a}{why} at M = {rows}, N = {n}, K = {k:g} ({source})"
     return Choice(family, {f: t for f, t, *_ in candidates}[family], estimates, found is not None, reason)
+
+
+def _from_memory_ns(family: str, ns: float, w_bits: int, weights: float) -> float:
+    """The time with weights that no cache holds. dot and popcount multiply what has arrived while the next weights are on
+    their way; tables come through the same L2 and hold them up (measured: four fifths of both times). A table of five or
+    six weights is read by a byte for each plane."""
+    arrive = weights * w_bits / {"lut6": 6, "lut5": 5}.get(family, 8) / DRAM_BYTES_PER_NS
+    return 0.8 * (ns + arrive) if family.startswith("lut") else max(ns, arrive)
 
 
 def _decide(estimates: dict[str, float]) -> tuple[str, str]:
