@@ -56,7 +56,7 @@ def test_vpdpbusd_is_there(runner):
     """In avxvnni, and only there: avx2 runs on processors that do not know it."""
     count = {tier: str(instructions(object_file(runner, tier))).count("vpdpbusd") for tier in ("avx2", "avxvnni")}
     assert count["avx2"] == 0
-    assert count["avxvnni"] >= 8 + 8 + 12  # one, two and three rows
+    assert count["avxvnni"] >= 4 + 8 + 12  # tiles of one, two and three rows
 
 
 def test_its_instructions_are_recognised(runner):

@@ -4,9 +4,9 @@
 namespace soniq {
 
 extern const KernelTable avxvnni_table;
-const KernelTable avxvnni_table = {/*quantize=*/nullptr,  /*abs_max=*/nullptr,  /*all_finite=*/nullptr,
-                                   /*sum_bytes=*/nullptr, /*epilogue=*/nullptr, /*depthwise=*/nullptr,
-                                   &kAvxVnniDotFamily,
-                                   /*popcount=*/nullptr,  /*lut=*/nullptr,      /*lut6=*/nullptr};
+const KernelTable avxvnni_table = {/*quantize=*/nullptr,    /*abs_max=*/nullptr,  /*all_finite=*/nullptr,
+                                   /*sum_bytes=*/nullptr,   /*epilogue=*/nullptr, /*depthwise=*/nullptr,
+                                   &kDotFamily<AvxVnniDot>,
+                                   /*popcount=*/nullptr,    /*lut=*/nullptr,      /*lut6=*/nullptr};
 
 }  // namespace soniq
