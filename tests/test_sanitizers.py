@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -66,8 +68,8 @@ def test_the_runner_sees_a_wrong_integer(runner, tmp_path):
     one_case(tmp_path / "wrong", error=1)
     done = harness.run([runner, tmp_path / "wrong", "--threads", "1", "--tiers", "best"])
     assert done.returncode == 1
-    assert "one case: acc, batch 3[11] of 12 is" in done.stdout
-    assert "1 cases, 1 failed" in done.stdout
+    assert re.search(r"one case: \w+, acc, batch 3\[11\] of 12 is -?\d+, expected", done.stdout)
+    assert ", 1 failed" in done.stdout
 
 
 def test_the_runner_sees_idle_kernels(runner, tmp_path):
@@ -75,7 +77,7 @@ def test_the_runner_sees_idle_kernels(runner, tmp_path):
     one_case(tmp_path / "right", error=0)
     done = harness.run([runner, tmp_path / "right", "--threads", "1", "--tiers", "best"])
     assert done.returncode == 1
-    assert "1 cases, 0 failed" in done.stdout
+    assert ", 0 failed" in done.stdout
     assert "never ran: " in done.stdout
 
 

@@ -3,11 +3,11 @@
 //
 //   soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--every N] [--flush-denormals] [--emulate-avxvnni]
 //
-// --every N, for slow runs, takes every Nth case and leaves the kernels of lower tiers to their own runs;
-// --emulate-avxvnni makes that tier usable on a processor without it (emulate_avxvnni.h).
+// --every N takes every Nth case, for slow runs; --emulate-avxvnni makes that tier usable on a processor without it
+// (emulate_avxvnni.h).
 //
-// Prints the tiers, every difference up to a limit, one line of counts a tier, and the kernels that these tiers should
-// have run and never did. Exits with 0 only if there is neither a difference nor such a kernel.
+// Prints the tiers, every difference up to a limit, one line of counts a tier, and the kernels of these tiers' tables that
+// never ran. Exits with 0 only if there is neither a difference nor such a kernel.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -27,15 +27,15 @@
 
 #include "cpu.h"
 #include "emulate_avxvnni.h"
+#include "guard_pages.h"
 #include "layer.h"
 #include "quantize.h"
+#include "report.h"
+#include "single_kernels.h"
 #include "threads.h"
 
 namespace {
 
-using namespace soniq;
-using Bytes = std::vector<uint8_t>;
-using Ints = std::vector<int32_t>;
 using Floats = std::vector<float>;
 
 // ---- the file (write.py draws it) ------------------------------------------------------------------------------------
@@ -92,80 +92,6 @@ class Reader {
   size_t at_ = 0;
 };
 
-// ---- comparison --------------------------------------------------------------------------------------------------------
-struct Count {
-  int cases = 0, failed = 0;
-  void operator+=(const Count& other) {
-    cases += other.cases;
-    failed += other.failed;
-  }
-};
-
-class Report {
- public:
-  void begin(const std::string& name, const Tier& tier) {
-    name_ = name;
-    tier_ = &tier;
-    failed_ = false;
-  }
-  Count end() { return {1, failed_ ? 1 : 0}; }
-  // Words that stand in front of what fails, until forgotten.
-  void add(const std::string& word) { words_ += word + ", "; }
-  void forget() { words_.clear(); }
-
-  void fail(const std::string& what) {
-    failed_ = true;
-    if (++lines_ > kMaxLines) return;
-    std::printf("%s differs: %s: %s\n", tier_->name, name_.c_str(), (words_ + what).c_str());
-  }
-
- private:
-  static constexpr int kMaxLines = 20;
-  std::string name_, words_;
-  const Tier* tier_ = nullptr;
-  bool failed_ = false;
-  int lines_ = 0;
-};
-
-// Floats are compared as bits, so that -0 and +0 differ; which NaN an operation gives is the processor's choice.
-int64_t key(uint8_t v) { return v; }
-int64_t key(int32_t v) { return v; }
-int64_t key(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, 4);
-  return v != v ? 0x7fc00000 : bits;
-}
-
-// An output of exactly `size` values, with guards around it that nobody may touch.
-template <class T>
-class Guarded {
- public:
-  explicit Guarded(size_t size) : bytes_(size * sizeof(T) + 2 * kGuard, kPattern), size_(size) {}
-  T* data() { return reinterpret_cast<T*>(bytes_.data() + kGuard); }
-
-  void compare(const std::vector<T>& expected, const std::string& what, Report& report) {
-    for (size_t i = 0; i < size_; ++i)
-      if (key(data()[i]) != key(expected[i])) {
-        std::ostringstream text;
-        text.precision(9);
-        text << what << "[" << i << "] of " << size_ << " is " << +data()[i] << ", expected " << +expected[i];
-        report.fail(text.str());
-        break;
-      }
-    for (size_t i = 0; i < kGuard; ++i)
-      if (bytes_[i] != kPattern || bytes_[bytes_.size() - 1 - i] != kPattern) {
-        report.fail(what + " was written outside its bounds");
-        break;
-      }
-  }
-
- private:
-  static constexpr size_t kGuard = 64;
-  static constexpr uint8_t kPattern = 0xa5;
-  Bytes bytes_;
-  size_t size_;
-};
-
 // ---- layers ------------------------------------------------------------------------------------------------------------
 struct Result {
   Floats activation_scale, w_scale, bias, residual, residual_factor, post_scale, post_bias, r, z, cmax, y;
@@ -176,6 +102,7 @@ struct Result {
 };
 
 struct LayerCase {
+  int number;
   LayerShape shape;
   std::vector<Bytes> streams;
   Geometry geometry;
@@ -228,7 +155,9 @@ Result read_result(Reader& in) {
 }
 
 LayerCase read_layer(Reader& in) {
+  static int number = 0;
   LayerCase c;
+  c.number = number++;
   LayerShape& s = c.shape;
   for (int* field : {&s.outputs, &s.groups, &s.kernel_h, &s.kernel_w, &s.channels}) *field = in.integer();
   read_segments(in, c);
@@ -304,33 +233,39 @@ void check_layer_of(const LayerCase& c, const Layer& layer, Report& report) {
   }
 }
 
-// The families of the segments: the fastest ones, and for each family of the tier's own table that serves any of them, that
-// one where it can.
-std::set<std::vector<Family>> plans(const LayerShape& shape, const Tier& tier) {
+// The families of the segments: first the fastest ones, then, for each other family of the tier's own table that serves any of
+// them, that one where it can.
+std::vector<std::vector<Family>> plans(const LayerShape& shape, const Tier& tier) {
   std::vector<std::vector<Candidate>> of_segment;
+  std::vector<Family> fastest;
   std::set<Family> own;
   for (const Segment& s : shape.segments) {
     of_segment.push_back(candidates(tier, s.weight.bits, s.activation.bits));
-    for (const Candidate& c : of_segment.back())
-      if (c.tier == &tier || &c == &of_segment.back().front()) own.insert(c.family);
+    const std::vector<Candidate>& all = of_segment.back();
+    if (all.empty()) return {{}};  // the reference
+    fastest.push_back(all.front().family);
+    for (const Candidate& c : all)
+      if (c.tier == &tier) own.insert(c.family);
   }
-  std::set<std::vector<Family>> found;
+  std::vector<std::vector<Family>> found{fastest};
   for (const Family family : own) {
-    std::vector<Family> plan;
-    for (const auto& all : of_segment) {
-      const auto it = std::find_if(all.begin(), all.end(), [&](const Candidate& c) { return c.family == family; });
-      plan.push_back(it == all.end() ? all.front().family : family);
-    }
-    found.insert(plan);
+    std::vector<Family> plan = fastest;
+    for (size_t s = 0; s < plan.size(); ++s)
+      for (const Candidate& c : of_segment[s])
+        if (c.family == family) plan[s] = family;
+    if (plan != fastest) found.push_back(plan);
   }
-  if (found.empty()) found.insert(std::vector<Family>());  // the reference has none
   return found;
 }
 
+// With the fastest families, and with one of the other plans: they take turns.
 void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
   std::vector<const uint8_t*> streams;
   for (const Bytes& stream : c.streams) streams.push_back(stream.data());
-  for (const std::vector<Family>& plan : plans(c.shape, tier)) {
+  const std::vector<std::vector<Family>> all = plans(c.shape, tier);
+  const int others = int(all.size()) - 1;
+  for (int i = 0; i <= std::min(1, others); ++i) {
+    const std::vector<Family>& plan = all[i == 0 ? 0 : 1 + c.number % others];
     for (const Family family : plan) report.add(family_name(family));
     check_layer_of(c, Layer(c.shape, streams.data(), tier, plan), report);
     report.forget();
@@ -375,99 +310,6 @@ void check_quantize(const QuantizeCase& c, const Tier& tier, Report& report) {
   codes.compare(c.codes, "codes", report);
 }
 
-// ---- single kernels ------------------------------------------------------------------------------------------------------
-// The drivers' buffers are longer than a tile needs, so a kernel that reads or writes past its operands would not show in
-// the cases. Here the buffers are exact: guards see what is written, AddressSanitizer also what is read.
-class Random {
- public:
-  uint32_t next() { return uint32_t((state_ = state_ * 6364136223846793005u + 1442695040888963407u) >> 32); }
-  Bytes codes(size_t size, int bits) {  // every fourth is the largest
-    Bytes values(size);
-    for (uint8_t& v : values) v = uint8_t(next() % 4 == 0 ? (1u << bits) - 1 : next() % (1u << bits));
-    return values;
-  }
-
- private:
-  uint64_t state_ = 1;
-};
-
-// The widths with the largest products that a form is exact for; flipped weights would be another operand.
-std::pair<int, int> widest(const DotFamily& dot, int form) {
-  std::pair<int, int> best(0, 0);
-  const auto product = [](std::pair<int, int> bits) { return ((1 << bits.first) - 1) * ((1 << bits.second) - 1); };
-  for (int w = 1; w <= (dot.flips_8bit_weights ? 7 : 8); ++w)
-    for (int a = 1; a <= 8; ++a)
-      if (dot.form(w, a) == form && product({w, a}) > product(best)) best = {w, a};
-  return best;
-}
-
-void check_tile(const DotFamily& dot, int form, int rows, Random& random, Report& report) {
-  const auto [w_bits, a_bits] = widest(dot, form);
-  const int columns = dot.columns, k = 3 * kUnit, shift = 2;
-  const Bytes w = random.codes(size_t(columns) * k, w_bits);
-  const Bytes a = random.codes(size_t(rows - 1) * kRowStride + k, a_bits);
-  Guarded<int32_t> sums(size_t(rows) * columns);
-  Ints expected(size_t(rows) * columns);
-  for (int row = 0; row < rows; ++row)
-    for (int column = 0; column < columns; ++column) {
-      uint32_t sum = 0;
-      for (int i = 0; i < k; ++i)  // [k / 4][column][k % 4]
-        sum += uint32_t(w[(i / 4 * columns + column) * 4 + i % 4]) * a[row * kRowStride + i];
-      const uint32_t before = random.next();
-      sums.data()[row * columns + column] = int32_t(before);
-      expected[row * columns + column] = int32_t(before + (sum << shift));
-    }
-  dot.tile[form][rows](w.data(), a.data(), k, reinterpret_cast<uint32_t*>(sums.data()), shift);
-  sums.compare(expected, "sums", report);
-}
-
-// One byte of an unpacked unit: fields of 4, 2 and 1 bits, high to low; a field of f bits of 8 rows shares f rows.
-uint8_t unpacked(const uint8_t* unit, int bits, int row_bytes, int row, int byte) {
-  int code = 0, position = bits;
-  for (int field = 4; field >= 1; field /= 2) {
-    if (!(bits & field)) continue;
-    position -= field;
-    const int shared = unit[row % field * row_bytes + byte] >> (row / field * field);
-    code |= (shared & ((1 << field) - 1)) << position;
-    unit += field * row_bytes;
-  }
-  return uint8_t(code);
-}
-
-void check_unpack(const DotFamily& dot, int bits, Random& random, Report& report) {
-  const int units = 3, row_bytes = dot.columns * 4;
-  const Bytes panel = random.codes(size_t(units) * bits * row_bytes, 8);
-  Guarded<uint8_t> bytes(size_t(units) * 8 * row_bytes);
-  Bytes expected;
-  for (int unit = 0; unit < units; ++unit)
-    for (int row = 0; row < 8; ++row)
-      for (int byte = 0; byte < row_bytes; ++byte)
-        expected.push_back(unpacked(panel.data() + unit * bits * row_bytes, bits, row_bytes, row, byte));
-  dot.unpack[bits](panel.data(), units, bytes.data());
-  bytes.compare(expected, "bytes", report);
-}
-
-// The kernels of the tier's own table.
-Count check_kernels(const Tier& tier, Report& report) {
-  Count count;
-  if (!tier.table->dot) return count;
-  const DotFamily& dot = *tier.table->dot;
-  Random random;
-  for (int form = 0; form < dot.forms; ++form)
-    for (int rows = 1; rows <= dot.tile_rows[form]; ++rows) {
-      report.begin(std::string(dot.form_name(form)) + " tile of " + std::to_string(rows) + " rows", tier);
-      check_tile(dot, form, rows, random, report);
-      count += report.end();
-    }
-  for (int bits = 1; bits <= 8; ++bits) {
-    if (!dot.unpack[bits]) continue;
-    report.begin("unpack " + std::to_string(bits) + " bits", tier);
-    check_unpack(dot, bits, random, report);
-    count += report.end();
-  }
-  return count;
-}
-
 // ---- all kinds, all tiers ------------------------------------------------------------------------------------------------
 using Check = std::function<void(const Tier&, Report&)>;
 
@@ -505,7 +347,10 @@ Check read_check(Reader& in, Kind kind) {
 std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers, int every) {
   std::vector<Count> counts;
   Report report;
-  for (const Tier* tier : tiers) counts.push_back(check_kernels(*tier, report));
+  for (const Tier* tier : tiers) {
+    counts.push_back(check_kernels(*tier, report));
+    counts.back() += check_families(*tier, every, report);
+  }
   int number = 0;
   for (Kind kind = in.kind(); kind != kEnd; kind = in.kind()) {
     const std::string name = in.text();
@@ -520,33 +365,12 @@ std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers, 
   return counts;
 }
 
-// "tier.slot" of every kernel that calls on these tiers end in; `own`: in tables of these tiers only.
-std::set<std::string> serving_slots(const std::vector<const Tier*>& tiers, bool own) {
-  std::set<std::string> slots;
-  for (const Tier* t : tiers) {
-    const auto add = [&](const char* slot, const Tier& server) {
-      if (!own || std::count(tiers.begin(), tiers.end(), &server)) slots.insert(std::string(server.name) + "." + slot);
-    };
-    add("quantize", tier_with(*t, &KernelTable::quantize));
-    add("abs_max", tier_with(*t, &KernelTable::abs_max));
-    add("all_finite", tier_with(*t, &KernelTable::all_finite));
-    add("sum_bytes", tier_with(*t, &KernelTable::sum_bytes));
-    add("epilogue", tier_with(*t, &KernelTable::epilogue));
-    add("depthwise", tier_with(*t, &KernelTable::depthwise));
-    add("dot", tier_with(*t, &KernelTable::dot));
-    add("popcount", tier_with(*t, &KernelTable::popcount));
-    add("lut", tier_with(*t, &KernelTable::lut));
-    add("lut6", tier_with(*t, &KernelTable::lut6));
-  }
-  return slots;
-}
-
-int report_idle_kernels(const std::vector<const Tier*>& tiers, bool own) {
-  const std::set<std::string> slots = serving_slots(tiers, own);
+int report_idle_kernels(const std::vector<const Tier*>& tiers) {
+  std::set<std::string> names;
+  for (const Tier* tier : tiers) names.insert(tier->name);
   int idle = 0;
   for (const auto& [kernel, runs] : kernel_counts()) {
-    const size_t end = kernel.find('.', kernel.find('.') + 1);
-    if (runs > 0 || !slots.count(kernel.substr(0, end))) continue;
+    if (runs > 0 || !names.count(kernel.substr(0, kernel.find('.')))) continue;
     std::printf("never ran: %s\n", kernel.c_str());
     ++idle;
   }
@@ -600,6 +424,7 @@ int run(const std::vector<std::string>& arguments) {
     throw std::runtime_error(
         "usage: soniq_vectors FILE [--tiers all|best|NAME,NAME] [--threads N] [--every N] [--flush-denormals] "
         "[--emulate-avxvnni]");
+  guard_pages::report_crashes();
   std::string names = "all";
   int every = 1;
   set_work_per_thread(1);  // split even the smallest case
@@ -623,7 +448,7 @@ int run(const std::vector<std::string>& arguments) {
   std::printf("best tier: %s\n", best_tier().name);
   Reader in(arguments[0]);
   const std::vector<Count> counts = check_all(in, chosen, every);
-  bool good = report_idle_kernels(chosen, every > 1) == 0;
+  bool good = report_idle_kernels(chosen) == 0;
   for (size_t i = 0; i < chosen.size(); ++i) {
     std::printf("%s: %d cases, %d failed\n", chosen[i]->name, counts[i].cases, counts[i].failed);
     good = good && counts[i].failed == 0 && counts[i].cases > 0;
