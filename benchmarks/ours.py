@@ -22,6 +22,7 @@ def linear(operands: Operands, widths: str, tier: str, threads: int) -> tuple[Ca
     packed = packing.quantize_weights(operands.block, plan, activation_scale=A_SCALE)
     w_codes, packed = packed.codes(), _repeated(packed, operands)
     with isa.use(tier):
+        packed.layer(operands.x.shape[0])
         packed.drop_portable()
         _check(operands, w_codes, packed, f"{widths} {tier}, {operands.x.shape} x {packed.shape}")
         kernel = gemm.explain(operands.x, packed).kernel
