@@ -401,6 +401,14 @@ std::pair<int, int> widest(const DotFamily& dot, int form) {
   return best;
 }
 
+// Rows of words, as a form with `expand` reads them.
+Bytes expanded(ExpandFn expand, const Bytes& codes, int rows, int k) {
+  Bytes words(size_t(rows - 1) * kExpandStride + 2 * k);
+  for (int row = 0; expand && row < rows; ++row)
+    expand(codes.data() + row * kRowStride, k / kUnit, words.data() + row * kExpandStride);
+  return words;
+}
+
 void check_tile(const DotFamily& dot, int form, int rows, Random& random, Report& report) {
   const auto [w_bits, a_bits] = widest(dot, form);
   const int columns = dot.columns, k = 3 * kUnit, shift = 2;
@@ -417,7 +425,9 @@ void check_tile(const DotFamily& dot, int form, int rows, Random& random, Report
       sums.data()[row * columns + column] = int32_t(before);
       expected[row * columns + column] = int32_t(before + (sum << shift));
     }
-  dot.tile[form][rows](w.data(), a.data(), k, reinterpret_cast<uint32_t*>(sums.data()), shift);
+  const Bytes words = expanded(dot.expand[form], a, rows, k);
+  dot.tile[form][rows](w.data(), dot.expand[form] ? words.data() : a.data(), k,
+                       reinterpret_cast<uint32_t*>(sums.data()), shift);
   sums.compare(expected, "sums", report);
 }
 
