@@ -93,7 +93,8 @@ struct DotFamily {
   ExpandFn expand[kMaxDotForms];                   // [form] null: its tiles read the gathered codes
   DotTileFn tile[kMaxDotForms][kMaxTileRows + 1];  // [form][rows], rows in 1..tile_rows
   int few_rows;
-  DotTileFn few[kMaxDotForms][9][kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
+  DotTileFn few[kMaxDotForms][9]
+               [kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------
@@ -135,10 +136,11 @@ struct LutFamily {
   int (*place)(int column, int group);  // of a byte among the 4 a column of a unit
   TablesFn tables;
   IndexesFn indexes;                    // null: tiles read the packed weights
-  int paired_bits;                      // with codes of so many bits two rows have tables together: those of low + 16 * high
+  int paired_bits;  // with codes of so many bits two rows have tables together: those of low + 16 * high
   LutTileFn tile[kMaxLutBits + 1][kMaxTileRows + 1];  // [a_bits][rows]; null where another family is always faster
   int few_rows;
-  LutTileFn few[kMaxLutBits + 1][kMaxFewRows + 1];  // [a_bits][rows], rows in 1..few_rows: packed weights, tables of a row
+  LutTileFn few[kMaxLutBits + 1]
+               [kMaxFewRows + 1];  // [a_bits][rows], rows in 1..few_rows: packed weights, tables of a row
 };
 
 // ---- lut6 family: the same with six activations and 64 sums a table; lut5: with five and 32 -----------------------------

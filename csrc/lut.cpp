@@ -56,9 +56,8 @@ class LutSegment final : public SegmentKernel {
       for (int k = first_k; k < first_k + codes; k += kUnit, out += family_.columns * 4)
         for (int column = 0; column < family_.columns; ++column)
           for (int t = 0; t < 4; ++t)
-            out[family_.place(column, t)] =
-                uint8_t(nibble(weights, first_output + column, k + 4 * t, plane) |
-                        nibble(weights, first_output + column, k + 16 + 4 * t, plane) << 4);
+            out[family_.place(column, t)] = uint8_t(nibble(weights, first_output + column, k + 4 * t, plane) |
+                                                    nibble(weights, first_output + column, k + 16 + 4 * t, plane) << 4);
   }
 
   int64_t block_stride(int rows) const override {

@@ -51,8 +51,8 @@ struct Avx2Dot : Avx2Vocabulary {
 static_assert(Avx2Dot::form(4, 4) == 0 && Avx2Dot::form(8, 1) == 0 && Avx2Dot::form(8, 4) == 1);
 static_assert(Avx2Dot::form(7, 7) == Avx2Dot::kRun1 && Avx2Dot::form(7, 8) == Avx2Dot::kWords);
 
-constexpr int kStepBytes = 128;   // of weights: 4 codes of the 32 columns of a panel
-constexpr int kHalfVectors = 2;   // registers of outputs of a tile, which works on half a panel
+constexpr int kStepBytes = 128;  // of weights: 4 codes of the 32 columns of a panel
+constexpr int kHalfVectors = 2;  // registers of outputs of a tile, which works on half a panel
 
 // The sums of a tile: a register for 8 outputs of a row.
 template <int Rows>
@@ -167,9 +167,8 @@ template <int Rows>
               [&](auto v) { w_i16x16[v] = scaled_words<odd>(load_ymm(weights + step * kStepBytes + v * 32)); });
           repeat<Rows>([&](auto row) {
             const __m256i a_i16x16 = Avx2Dot::activations(activations + row * kExpandStride + odd * 32 + step * 4);
-            repeat<kHalfVectors>([&](auto v) {
-              run.lanes[row][v] = Avx2Dot::plus_products(run.lanes[row][v], a_i16x16, w_i16x16[v]);
-            });
+            repeat<kHalfVectors>(
+                [&](auto v) { run.lanes[row][v] = Avx2Dot::plus_products(run.lanes[row][v], a_i16x16, w_i16x16[v]); });
           });
         });
       });

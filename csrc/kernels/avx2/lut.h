@@ -59,9 +59,8 @@ inline __m256i index_of_group(const uint8_t* packed) {
 // The next block's weights are needed when all rows have passed this one.
 inline void prefetch_next_block(const uint8_t* packed_unit) {
   constexpr int block = kAvx2LutVectors * kPanelBlock;
-  repeat<kAvx2LutVectors * 128 / 64>([&](auto line) {
-    _mm_prefetch(reinterpret_cast<const char*>(packed_unit) + block + line * 64, _MM_HINT_T1);
-  });
+  repeat<kAvx2LutVectors * 128 / 64>(
+      [&](auto line) { _mm_prefetch(reinterpret_cast<const char*>(packed_unit) + block + line * 64, _MM_HINT_T1); });
 }
 
 void indexes_avx2(const uint8_t* weights, int units, uint8_t* indexes) {
@@ -107,7 +106,8 @@ template <bool Packed, int Group, int Rows, class Use>
     const auto* table = reinterpret_cast<const __m128i*>(tables + row * kTableStride + Group * 16);
     const __m256i table_u8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
     __m256i found_u8x32[kAvx2LutVectors];
-    repeat<kAvx2LutVectors>([&](auto v) { found_u8x32[v] = in_register(_mm256_shuffle_epi8(table_u8x32, index_u8x32[v])); });
+    repeat<kAvx2LutVectors>(
+        [&](auto v) { found_u8x32[v] = in_register(_mm256_shuffle_epi8(table_u8x32, index_u8x32[v])); });
     repeat<kAvx2LutVectors>([&](auto v) { use(row, v, found_u8x32[v]); });
   });
 }

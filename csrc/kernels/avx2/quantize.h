@@ -34,9 +34,7 @@ struct Avx2Quantizer {
     store_ymm(codes, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
   }
 
-  bool all_finite() const {
-    return _mm256_movemask_ps(_mm256_cmp_ps(not_finite, not_finite, _CMP_UNORD_Q)) == 0;
-  }
+  bool all_finite() const { return _mm256_movemask_ps(_mm256_cmp_ps(not_finite, not_finite, _CMP_UNORD_Q)) == 0; }
 };
 
 bool quantize_avx2(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes) {

@@ -99,7 +99,8 @@ constexpr LutFamily lut_family_vbmi(std::integer_sequence<int, Rows...>) {
   family.columns = 16 * kLutVectors;
   family.place = [](int column, int group) { return column * 4 + group; };
   family.tables = tables_vbmi;
-  for (int a_bits = 2; a_bits <= kMaxLutBits; ++a_bits) {  // sums go straight to 32 bits: one kernel; 1 bit is popcount's
+  for (int a_bits = 2; a_bits <= kMaxLutBits;
+       ++a_bits) {  // sums go straight to 32 bits: one kernel; 1 bit is popcount's
     family.rate[a_bits] = 193;
     ((family.tile[a_bits][Rows + 1] = lut_tile_vbmi<Rows + 1>), ...);
   }
