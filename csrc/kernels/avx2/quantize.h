@@ -17,24 +17,29 @@ namespace soniq {
 namespace {
 
 struct Avx2Quantizer {
-  __m256 r, z, cmax, not_finite = _mm256_setzero_ps();
+  __m256 r, z, cmax;
+  __m256 not_finite[4] = {};  // four sums: one would wait for itself longer than all the rest takes
 
-  __m256i integers(const float* from) {
+  __m256i integers(const float* from, __m256& sum) {
     const __m256 x = _mm256_loadu_ps(from), product = _mm256_mul_ps(x, r);
-    not_finite = _mm256_fmadd_ps(x, _mm256_setzero_ps(), not_finite);
+    sum = _mm256_fmadd_ps(x, _mm256_setzero_ps(), sum);
     return _mm256_cvttps_epi32(_mm256_min_ps(cmax, _mm256_add_ps(product, z)));
   }
 
   // Packs work inside 128-bit lanes: four registers of 8 integers come out as dwords 0, 4, 1, 5, 2, 6, 3, 7.
   void thirty_two(const float* x, uint8_t* codes) {
     __m256i i32x8[4];
-    repeat<4>([&](auto v) { i32x8[v] = integers(x + 8 * v); });
+    repeat<4>([&](auto v) { i32x8[v] = integers(x + 8 * v, not_finite[v]); });
     const __m256i low = _mm256_packs_epi32(i32x8[0], i32x8[1]), high = _mm256_packs_epi32(i32x8[2], i32x8[3]);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     store_ymm(codes, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
   }
 
-  bool all_finite() const { return _mm256_movemask_ps(_mm256_cmp_ps(not_finite, not_finite, _CMP_UNORD_Q)) == 0; }
+  bool all_finite() const {
+    const __m256 sum =
+        _mm256_add_ps(_mm256_add_ps(not_finite[0], not_finite[1]), _mm256_add_ps(not_finite[2], not_finite[3]));
+    return _mm256_movemask_ps(_mm256_cmp_ps(sum, sum, _CMP_UNORD_Q)) == 0;
+  }
 };
 
 bool quantize_avx2(const float* x, int64_t count, float r, float z, float cmax, uint8_t* codes) {
