@@ -347,10 +347,7 @@ Check read_check(Reader& in, Kind kind) {
 std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers, int every) {
   std::vector<Count> counts;
   Report report;
-  for (const Tier* tier : tiers) {
-    counts.push_back(check_kernels(*tier, report));
-    counts.back() += check_families(*tier, every, report);
-  }
+  for (const Tier* tier : tiers) counts.push_back(check_families(*tier, every, report));
   int number = 0;
   for (Kind kind = in.kind(); kind != kEnd; kind = in.kind()) {
     const std::string name = in.text();
