@@ -125,7 +125,7 @@ constexpr int kTableStride = 4 * kRowStride;  // bytes between two rows of table
 using TablesFn = void (*)(const uint8_t* codes, int units, uint8_t* tables);
 // One plane of a packed brick to the index bytes that tiles read: 8 of them a column and unit.
 using IndexesFn = void (*)(const uint8_t* packed, int units, uint8_t* indexes);
-// sums[panel][row][32] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
+// sums[panel][row][column] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
 using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
                            int shift);
 
@@ -141,10 +141,12 @@ struct LutFamily {
   int few_rows;
   LutTileFn few[kMaxLutBits + 1]
                [kMaxFewRows + 1];  // [a_bits][rows], rows in 1..few_rows: packed weights, tables of a row
+  int panel = 32;                  // columns of a panel
+  double table_cycles = 0;         // of building tables, a code and row; 0: not known
 };
 
 // ---- lut6 family: the same with six activations and 64 sums a table; lut5: with five and 32 -----------------------------
-constexpr int kMaxLut6Bits = 5;       // of activations
+constexpr int kMaxLut6Bits = 4;       // of activations
 constexpr int kLut6Stride = 89 * 64;  // bytes between two rows of tables: 86 groups a block, written four at a time
 // Codes of one row to the tables of groups of six (or five). The last group may end behind the row's codes.
 using Lut6TablesFn = void (*)(const uint8_t* codes, int groups, uint8_t* tables);

@@ -14,12 +14,10 @@
 namespace soniq {
 namespace {
 
-constexpr int kPanel = 32;
-
 class LutSegment final : public SegmentKernel {
  public:
   LutSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, {tier.table->lut->columns, kPanel, kUnit, kBlock}),
+      : SegmentKernel(weights, tier, {tier.table->lut->columns, tier.table->lut->panel, kUnit, kBlock}),
         family_(*tier.table->lut),
         w_bits_(weights.w_bits),
         parts_(parts_of(weights.a_bits)) {
@@ -126,7 +124,7 @@ class LutSegment final : public SegmentKernel {
     for (int row = 0, n; row < rows; row += n) {
       n = std::min(full, rows - row);
       family_.tile[part.bits][n](weights, tables + int64_t(row / per_table) * kTableStride, units,
-                                 sums + int64_t(row) * kPanel, panel_sums, shift);
+                                 sums + int64_t(row) * family_.panel, panel_sums, shift);
     }
     count_tiles(tier_.counters.lut_tile[part.bits], full, rows);
   }

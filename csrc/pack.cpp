@@ -90,7 +90,8 @@ std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
     found.push_back({Family::popcount, &popcount, popcount.table->popcount->rate / (w * a)});
   const Tier& lut = tier_with(tier, &KernelTable::lut);
   if (lut.table->lut && (a > kMaxLutBits || lut.table->lut->tile[a][1]))
-    found.push_back({Family::lut, &lut, lut_rate(*lut.table->lut, a) / w});
+    found.push_back({Family::lut, &lut, lut_rate(*lut.table->lut, a) / w,
+                     (a > kMaxLutBits ? 2 : 1) * lut.table->lut->table_cycles});
   const Tier& lut6 = tier_with(tier, &KernelTable::lut6);
   if (lut6.table->lut6 && (a > kMaxLutBits || (a <= kMaxLut6Bits && lut6.table->lut6->tile[a][1]))) {
     const Lut6Family& tables = *lut6.table->lut6;

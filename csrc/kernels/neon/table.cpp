@@ -1,6 +1,6 @@
 #include "kernels/elementwise.h"
 #include "kernels/neon/dot.h"
-#include "kernels/neon/lut5.h"
+#include "kernels/neon/lut.h"
 #include "kernels/neon/popcount.h"
 #include "kernels/quantize_loop.h"
 
@@ -9,13 +9,13 @@ namespace {
 
 // Static rates: the geometric mean of Cortex-A53 and Cortex-A72.
 constexpr PopcountFamily kNeonPopcount = popcount_family_neon<NeonCounts>("cnt", /*rate=*/52);
-constexpr Lut6Family kNeonLut5 = lut5_family_neon(19, 18, 15, /*table_cycles=*/2.1);
+constexpr LutFamily kNeonLut = lut_family_neon(/*rate=*/20, /*table_cycles=*/1.9);
 
 }  // namespace
 
 extern const KernelTable neon_table;
-const KernelTable neon_table = {quantize,        abs_max,   all_finite,           sum_bytes,
-                                epilogue,        depthwise, &kDotFamily<NeonDot>, &kNeonPopcount,
-                                /*lut=*/nullptr, &kNeonLut5};
+const KernelTable neon_table = {quantize,  abs_max,         all_finite,           sum_bytes,
+                                epilogue,  depthwise,       &kDotFamily<NeonDot>, &kNeonPopcount,
+                                &kNeonLut, /*lut6=*/nullptr};
 
 }  // namespace soniq

@@ -10,8 +10,28 @@
 
 #include "kernels/dot_loop.h"
 
+// GCC's scheduling before registers are allocated overlaps so many loads in some loops that their sums spill.
+#if defined(__GNUC__) && !defined(__clang__)
+#define SONIQ_AS_WRITTEN [[gnu::optimize("no-schedule-insns")]]
+#else
+#define SONIQ_AS_WRITTEN
+#endif
+
 namespace soniq {
 namespace {
+
+// GCC would otherwise rearrange a chain of byte additions into a tree, and keep its leaves in memory.
+inline uint8x16_t in_register(uint8x16_t v) {
+  asm("" : "+w"(v));
+  return v;
+}
+
+// sums[8] += u16x8 << shift
+inline void add_eight(uint32_t* sums, uint16x8_t u16x8, int32x4_t shift) {
+  const uint32x4_t low = vmovl_u16(vget_low_u16(u16x8)), high = vmovl_high_u16(u16x8);
+  vst1q_u32(sums, vaddq_u32(vld1q_u32(sums), vshlq_u32(low, shift)));
+  vst1q_u32(sums + 4, vaddq_u32(vld1q_u32(sums + 4), vshlq_u32(high, shift)));
+}
 
 struct NeonVocabulary {
   using Bytes = uint8x16_t;

@@ -1,5 +1,5 @@
 #include "kernels/elementwise.h"
-#include "kernels/neon/lut5.h"
+#include "kernels/neon_dotprod/lut5.h"
 #include "kernels/neon_dotprod/dot.h"
 #include "kernels/neon_dotprod/popcount.h"
 #include "kernels/quantize_loop.h"
@@ -9,7 +9,8 @@ namespace {
 
 // Static rates: Neoverse N1, of which Cortex-A76 is the sibling.
 constexpr PopcountFamily kNeonDotprodPopcount = popcount_family_neon<NeonDotprodCounts>("udot", /*rate=*/85);
-constexpr Lut6Family kNeonDotprodLut5 = lut5_family_neon(73, 67, 50, /*table_cycles=*/0.9);
+constexpr LutFamily kNeonDotprodLut = lut_family_neon(/*rate=*/63, /*table_cycles=*/0.7);
+constexpr Lut6Family kNeonDotprodLut5 = lut5_family_neon(/*two_or_three=*/73, /*four=*/67, /*table_cycles=*/0.9);
 
 }  // namespace
 
@@ -22,7 +23,7 @@ const KernelTable neon_dotprod_table = {quantize,
                                         depthwise,
                                         &kDotFamily<NeonDotprodDot>,
                                         &kNeonDotprodPopcount,
-                                        /*lut=*/nullptr,
+                                        &kNeonDotprodLut,
                                         &kNeonDotprodLut5};
 
 }  // namespace soniq

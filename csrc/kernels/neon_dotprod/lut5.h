@@ -1,5 +1,5 @@
-// lut5 on NEON: tables of the 32 sums of five activations. Goal: twice the products of udot for 1-bit weights with activations
-// of 2 to 4 bits.
+// lut5, for processors with the dot product extension (which it does not use): tables of the 32 sums of five activations. Goal:
+// twice the products of udot for 1-bit weights with activations of 2 to 4 bits, and more than lut has.
 //
 //   one table: 32 bytes in two registers; entry e is the sum of the codes whose bit is set in e
 //   | 0 a0 a1 a0+a1 ... a0+a1+a2+a3 | a4 a0+a4 ... a0+a1+a2+a3+a4 |
@@ -15,68 +15,48 @@
 //   a group and row: 2 x (tbl + add), 1 load of two registers        80 products for 2 instructions
 //
 // Before a byte could overflow it is widened: uaddw and uaddw2 into sums of 16 bits, which hold a block of 512 codes. A run of
-// bytes starts with what was found first, so a run of r lookups costs 2 r + 1 instructions: r is 51, 17, 7, 3 and 1 for 1 to 5
-// bits, and at most 6 here: longer runs gain 4 % and outgrow what GCC keeps in registers.
+// bytes starts with what was found first, so r lookups cost 2 r + 1 instructions: 6 at most, though bytes hold 17 lookups with 2
+// bits and 7 with 3 (4 has 3), since longer runs gain 4 % and outgrow what GCC keeps in registers. With 5 bits a byte holds one
+// lookup, and lut is faster.
 //
-// A 16-entry table (four codes, one register) would make 64 products of the same two instructions, and unpack its indexes.
+// An index takes a byte, so a weight has 1.6 bits a plane in memory, where lut has one.
 //
-// Static throughput of the inner loop (llvm-mca 19, no memory stalls), MAC a cycle, divided by w_bits:
-//   a_bits             2, 3              4                 5
-//   rows               1     2     3     1     2     3     3      byte products, the best form
-//   Cortex-A53         9     12    14    9     13    14
-//   Cortex-A72         22    23    26    21    24    25
-//   Neoverse N1        74    65    74    68    68    69
-//   Neoverse V1        74    69    74    68    68    69
-//   Neoverse V2        119   126   137   118   119   120
+// STATIC
 #pragma once
 
-#include <arm_neon.h>
-
-#include "kernels/dot_loop.h"
-
-// GCC's scheduling before registers are allocated overlaps so many loads here that the sums spill.
-#if defined(__GNUC__) && !defined(__clang__)
-#define SONIQ_AS_WRITTEN [[gnu::optimize("no-schedule-insns")]]
-#else
-#define SONIQ_AS_WRITTEN
-#endif
+#include "kernels/neon/lut.h"
 
 namespace soniq {
 namespace {
 
 constexpr int kLut5Codes = 5, kLut5Table = 32;
-constexpr int kLut5Rows = 3, kLut5Registers = 2, kLut5Columns = 16 * kLut5Registers, kLut5Panel = 8;
+constexpr int kLut5Rows = 3, kLut5Registers = 2, kLut5Columns = 16 * kLut5Registers;
 constexpr int kLut5Stride = 53 * 64;  // bytes between two rows of tables: 103 groups a block, written three at a time
 static_assert(kLut5Stride >= (kBlock + 14) / 15 * 3 * kLut5Table);
 
 // ---- tables --------------------------------------------------------------------------------------------------------
-struct Lut5Index {
-  uint8_t byte[16];
-};
-constexpr uint8_t kNoCode = 0xff;  // tbl gives 0
-
 // Of three groups: byte 4 g + e takes code `first` of group g if e is odd, and code first + 1 if e has its second bit.
-constexpr Lut5Index pair_index(int first, int second) {
-  Lut5Index index{};
+constexpr LutIndex lut5_pair(int first, int second) {
+  LutIndex index{};
   for (int b = 0; b < 16; ++b)
     index.byte[b] = b < 12 && (b % 4 >> second & 1) ? uint8_t(kLut5Codes * (b / 4) + first + second) : kNoCode;
   return index;
 }
 // Entry e of group g is entry e % 4 of its first pair plus entry e / 4 of its second one.
-constexpr Lut5Index entry_index(int group, int divisor) {
-  Lut5Index index{};
+constexpr LutIndex lut5_entry(int group, int divisor) {
+  LutIndex index{};
   for (int e = 0; e < 16; ++e) index.byte[e] = uint8_t(4 * group + e / divisor % 4);
   return index;
 }
 template <int First, int Second>
-constexpr Lut5Index kPairIndex = pair_index(First, Second);
+constexpr LutIndex kLut5Pair = lut5_pair(First, Second);
 template <int Group, int Divisor>
-constexpr Lut5Index kEntryIndex = entry_index(Group, Divisor);
+constexpr LutIndex kLut5Entry = lut5_entry(Group, Divisor);
 
 template <int First>
 inline uint8x16_t sums_of_pairs(uint8x16_t codes_u8x15) {
-  return vaddq_u8(vqtbl1q_u8(codes_u8x15, vld1q_u8(kPairIndex<First, 0>.byte)),
-                  vqtbl1q_u8(codes_u8x15, vld1q_u8(kPairIndex<First, 1>.byte)));
+  return vaddq_u8(vqtbl1q_u8(codes_u8x15, vld1q_u8(kLut5Pair<First, 0>.byte)),
+                  vqtbl1q_u8(codes_u8x15, vld1q_u8(kLut5Pair<First, 1>.byte)));
 }
 
 void lut5_tables_neon(const uint8_t* codes, int groups, uint8_t* tables) {
@@ -84,8 +64,8 @@ void lut5_tables_neon(const uint8_t* codes, int groups, uint8_t* tables) {
     const uint8x16_t codes_u8x15 = vld1q_u8(codes);
     const uint8x16_t first_u8x12 = sums_of_pairs<0>(codes_u8x15), second_u8x12 = sums_of_pairs<2>(codes_u8x15);
     repeat<3>([&](auto g) {
-      const uint8x16_t four_u8x16 = vaddq_u8(vqtbl1q_u8(first_u8x12, vld1q_u8(kEntryIndex<g, 1>.byte)),
-                                             vqtbl1q_u8(second_u8x12, vld1q_u8(kEntryIndex<g, 4>.byte)));
+      const uint8x16_t four_u8x16 = vaddq_u8(vqtbl1q_u8(first_u8x12, vld1q_u8(kLut5Entry<g, 1>.byte)),
+                                             vqtbl1q_u8(second_u8x12, vld1q_u8(kLut5Entry<g, 4>.byte)));
       vst1q_u8(tables, four_u8x16);
       vst1q_u8(tables + 16, vaddq_u8(four_u8x16, vdupq_laneq_u8(codes_u8x15, kLut5Codes * g + 4)));
       tables += kLut5Table;
@@ -99,22 +79,8 @@ constexpr int kMostLookups = 6;
 constexpr int lut5_run(int a_bits) {
   return lut5_lookups_per_byte(a_bits) < kMostLookups ? lut5_lookups_per_byte(a_bits) : kMostLookups;
 }
-static_assert(lut5_run(3) == 6 && lut5_run(4) == 3 && lut5_run(5) == 1);
-static_assert((kBlock + 4) / 5 * kLut5Codes * 31 <= 65535);  // 16 bits hold a block
-
-// GCC would otherwise rearrange a chain of byte additions into a tree, and keep its leaves in memory.
-inline uint8x16_t in_register(uint8x16_t v) {
-  asm("" : "+w"(v));
-  return v;
-}
-
-inline void add_four(uint32_t* sums, uint32x4_t u32x4, int32x4_t shift) {
-  vst1q_u32(sums, vaddq_u32(vld1q_u32(sums), vshlq_u32(u32x4, shift)));
-}
-inline void add_eight(uint32_t* sums, uint16x8_t u16x8, int32x4_t shift) {
-  add_four(sums, vmovl_u16(vget_low_u16(u16x8)), shift);
-  add_four(sums + 4, vmovl_high_u16(u16x8), shift);
-}
+static_assert(lut5_run(3) == 6 && lut5_run(4) == 3);
+static_assert((kBlock + 4) / 5 * kLut5Codes * 15 <= 65535);  // 16 bits hold a block
 
 template <int Run, int Rows>
 SONIQ_AS_WRITTEN void lut5_tile_neon(const uint8_t* weights, const uint8_t* tables, int groups, uint32_t* sums,
@@ -170,7 +136,7 @@ SONIQ_AS_WRITTEN void lut5_tile_neon(const uint8_t* weights, const uint8_t* tabl
   const int32x4_t by = vdupq_n_s32(shift);
   repeat<Rows>([&](auto row) {
     repeat<registers>([&](auto v) {
-      uint32_t* const to = sums + 2 * v * panel_sums + row * kLut5Panel;
+      uint32_t* const to = sums + 2 * v * panel_sums + row * kNeonPanel;
       add_eight(to, low_u16x8[row][v], by);
       add_eight(to + panel_sums, high_u16x8[row][v], by);
     });
@@ -187,12 +153,12 @@ constexpr void fill_lut5_tiles(Lut6Family& family, int rate, std::integer_sequen
 }
 
 // Rates by a_bits, from 2: one bit is popcount's.
-constexpr Lut6Family lut5_family_neon(int two_or_three, int four, int five, double table_cycles) {
+constexpr Lut6Family lut5_family_neon(int two_or_three, int four, double table_cycles) {
   Lut6Family family{};
   family.table_cycles = table_cycles;
   family.name = "tbl";
   family.columns = kLut5Columns;
-  family.panel = kLut5Panel;
+  family.panel = kNeonPanel;
   family.tile_rows = kLut5Rows;
   family.codes = kLut5Codes;
   family.table_stride = kLut5Stride;
@@ -200,7 +166,7 @@ constexpr Lut6Family lut5_family_neon(int two_or_three, int four, int five, doub
   family.tables = lut5_tables_neon;
   constexpr auto rows = std::make_integer_sequence<int, kLut5Rows>();
   fill_lut5_tiles<2>(family, two_or_three, rows), fill_lut5_tiles<3>(family, two_or_three, rows);
-  fill_lut5_tiles<4>(family, four, rows), fill_lut5_tiles<5>(family, five, rows);
+  fill_lut5_tiles<4>(family, four, rows);
   return family;
 }
 
