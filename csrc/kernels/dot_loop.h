@@ -30,6 +30,16 @@
 namespace soniq {
 namespace {
 
+// Of our own: the linker might keep the copy of std::min that was compiled for AVX-512 for everybody.
+template <class T>
+constexpr T least(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr T most(T a, T b) {
+  return a < b ? b : a;
+}
+
 // ---- unpack --------------------------------------------------------------------------------------------------------
 // Fields of 8, 4, 2, 1 bits, high to low, as pack.cpp writes them. One field of one row: a shift and a mask, at once
 // moved to its position in the code.
