@@ -63,14 +63,19 @@ def test_sums(tier, w_bits, a_bits):
 
 @pytest.mark.parametrize(("w_bits", "a_bits"), cases.WIDTHS)
 def test_largest_sums(tier, w_bits, a_bits):
-    """All-max codes over many blocks of K: where sums of bytes or of 16 bits would overflow without being flushed."""
-    k, tops = 4096 + 512 + 161, (2**w_bits - 1, 2**a_bits - 1)
-    w, x = (np.full((3, k), top, np.uint8) for top in tops)
-    packed = cases.pack_unit(w, cases.package_plan(cases.sums_layout(k, w_bits, a_bits)))
-    expected = np.full((3, 3), k * tops[0] * tops[1])
-    for family in families(tier, w_bits, a_bits):
-        with planner.use(family):
-            cases.assert_same(gemm.matmul(cases.activations(x, packed.plan), packed), expected, family)
+    """All-max codes over one block of K and over many: where sums of bytes or of 16 bits would overflow without being flushed.
+
+    Whole tiles of every kernel, a tail of one row, and few rows.
+    """
+    tops = 2**w_bits - 1, 2**a_bits - 1
+    for k, rows in itertools.product((512, 4096 + 512 + 161), (1, 2, 13)):
+        w, x = np.full((3, k), tops[0], np.uint8), np.full((rows, k), tops[1], np.uint8)
+        packed = cases.pack_unit(w, cases.package_plan(cases.sums_layout(k, w_bits, a_bits)))
+        expected = np.full((rows, 3), k * tops[0] * tops[1])
+        for family in families(tier, w_bits, a_bits):
+            with planner.use(family):
+                acc = gemm.matmul(cases.activations(x, packed.plan), packed)
+                cases.assert_same(acc, expected, (family, rows, k))
 
 
 # ---- two segments ---------------------------------------------------------------------------------------------------
