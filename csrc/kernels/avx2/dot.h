@@ -23,6 +23,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "kernels/avx2/vocabulary.h"
 #include "kernels/dot_loop.h"
 
@@ -34,7 +36,7 @@ struct Avx2Dot : Avx2Vocabulary {
   static constexpr bool kFlips8BitWeights = true;
   static constexpr int kRun[kForms] = {64, 8, 4, 2, 1, 0};  // steps whose sums of products fit 16 bits
   static constexpr int kTileRows[kForms] = {6, 3, 3, 3, 4, 6};
-  static constexpr int kRate[kForms] = {48, 46, 43, 38, 31, 23};
+  static constexpr int kRate[kForms] = {44, 41, 39, 34, 28, 22};
   static constexpr int kRun1 = 4, kWords = 5;
 
   static constexpr int form(int w_bits, int a_bits) {
@@ -109,7 +111,7 @@ template <int Run, int Rows>
                                                       uint32_t* sums, int shift) {
   const uint8_t* const end = activations + k;
   do {
-    const uint8_t* const run_end = least(activations + 4 * Run, end);
+    const uint8_t* const run_end = std::min(activations + 4 * Run, end);
     DotSums<Rows> run;
     do {
       repeat<2>([&](auto step) {
@@ -129,7 +131,7 @@ template <int Run, int Rows>
 template <int Run, int Rows>
 [[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations, int k,
                                                        uint32_t* sums, int shift) {
-  constexpr int unrolled = most(Run, 4);
+  constexpr int unrolled = std::max(Run, 4);
   DotSums<Rows> all;
   __m256i run[Rows][kHalfVectors];
   const uint8_t* const end = activations + k;
@@ -173,7 +175,7 @@ template <int Rows>
                                                   uint32_t* sums, int shift) {
   const uint8_t* const end = activations + 2 * k;
   do {
-    const uint8_t* const run_end = least(activations + 2 * kWordsRun, end);
+    const uint8_t* const run_end = std::min(activations + 2 * kWordsRun, end);
     DotSums<Rows> run;
     do {
       repeat<8>([&](auto step) {

@@ -13,6 +13,7 @@ const KernelTable avx512_vbmi_table = {/*quantize=*/nullptr,
                                        /*sum_bytes=*/nullptr,
                                        /*epilogue=*/nullptr,
                                        /*depthwise=*/nullptr,
-                                       /*dot=*/nullptr,        &kAvx512Popcount, &kVbmiLut, &kVbmiLut6, quantize_split_vbmi2};
+                                       /*dot=*/nullptr,        &kAvx512Popcount, &kVbmiLut, &kVbmiLut6,
+                                       quantize_split_vbmi2};
 
 }  // namespace soniq
