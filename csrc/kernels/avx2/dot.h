@@ -23,8 +23,6 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "kernels/avx2/vocabulary.h"
 #include "kernels/dot_loop.h"
 
@@ -111,7 +109,7 @@ template <int Run, int Rows>
                                                       uint32_t* sums, int shift) {
   const uint8_t* const end = activations + k;
   do {
-    const uint8_t* const run_end = std::min(activations + 4 * Run, end);
+    const uint8_t* const run_end = least(activations + 4 * Run, end);
     DotSums<Rows> run;
     do {
       repeat<2>([&](auto step) {
@@ -131,7 +129,7 @@ template <int Run, int Rows>
 template <int Run, int Rows>
 [[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations, int k,
                                                        uint32_t* sums, int shift) {
-  constexpr int unrolled = std::max(Run, 4);
+  constexpr int unrolled = most(Run, 4);
   DotSums<Rows> all;
   __m256i run[Rows][kHalfVectors];
   const uint8_t* const end = activations + k;
@@ -175,7 +173,7 @@ template <int Rows>
                                                   uint32_t* sums, int shift) {
   const uint8_t* const end = activations + 2 * k;
   do {
-    const uint8_t* const run_end = std::min(activations + 2 * kWordsRun, end);
+    const uint8_t* const run_end = least(activations + 2 * kWordsRun, end);
     DotSums<Rows> run;
     do {
       repeat<8>([&](auto step) {

@@ -33,8 +33,6 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "kernels/avx2/vocabulary.h"
 #include "kernels/dot_loop.h"
 #include "kernels/lut_tables.h"
@@ -156,8 +154,8 @@ struct WideSums {
 template <int ABits, int Rows, bool Packed>
 void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
                    int shift) {
-  constexpr int per_byte = lookups_per_byte(ABits), units_per_byte = std::max(1, per_byte / 8);
-  constexpr int run = std::min(per_byte, 8);
+  constexpr int per_byte = lookups_per_byte(ABits), units_per_byte = most(1, per_byte / 8);
+  constexpr int run = least(per_byte, 8);
   __m256i bytes_u8x32[Rows][kAvx2LutVectors];
   WideSums wide[Rows][kAvx2LutVectors];
   const auto each = [&](auto body) __attribute__((always_inline)) {
@@ -180,7 +178,7 @@ void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uin
   each([&](auto row, auto v) { wide[row][v].clear(); });
   const uint8_t* const end = tables + units * 128;
   do {
-    const uint8_t* const full = std::min(tables + units_per_byte * 128, end);
+    const uint8_t* const full = least(tables + units_per_byte * 128, end);
     unit(std::true_type());
     if constexpr (units_per_byte > 1) {
       while (tables != full) unit(std::false_type());
@@ -225,7 +223,7 @@ void lut_pair_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units
 
   const uint8_t* const end = tables + units * 128;
   do {
-    const uint8_t* const full = std::min(tables + units_per_byte * 128, end);
+    const uint8_t* const full = least(tables + units_per_byte * 128, end);
     repeat<pairs>([&](auto pair) { repeat<kAvx2LutVectors>([&](auto v) { narrow[pair][v].clear(); }); });
     do {
       repeat<8>([&](auto group) {
