@@ -34,7 +34,7 @@ struct Avx2Dot : Avx2Vocabulary {
   static constexpr bool kFlips8BitWeights = true;
   static constexpr int kRun[kForms] = {64, 8, 4, 2, 1, 0};  // steps whose sums of products fit 16 bits
   static constexpr int kTileRows[kForms] = {6, 3, 3, 3, 4, 6};
-  static constexpr int kRate[kForms] = {44, 41, 39, 34, 28, 22};
+  static constexpr int kRate[kForms] = {48, 46, 43, 38, 31, 23};
   static constexpr int kRun1 = 4, kWords = 5;
 
   static constexpr int form(int w_bits, int a_bits) {
