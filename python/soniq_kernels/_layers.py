@@ -235,7 +235,13 @@ class Call:
 
 
 def finish(call: Call, geometry: _core.Geometry, residual: Any, activation: Any, out: Any, check_finite: bool) -> Any:
-    """Runs the call with its epilogue: float32, or Activations where `out` is (plan, scale)."""
+    """Runs the call with its epilogue: float32, Activations where `out` is (plan, scale), or a list of these."""
+    if isinstance(out, list):
+        results = []
+        for one in out:
+            call.output = call.packed.output()
+            results.append(finish(call, geometry, residual, activation, one, check_finite))
+        return results
     call.scales()
     call.residual(residual, check_finite)
     call.activation(activation)

@@ -23,10 +23,10 @@ class Activations:
         scale: float32, shape () for one scale, one per row of a matrix, or [batch] for one per NHWC image.
     """
 
-    def __init__(self, stored: NDArray[np.uint8], plan: Plan, scale: NDArray[np.float32]) -> None:
+    def __init__(self, stored: NDArray[np.uint8], plan: Plan, scale: NDArray[np.float32] | np.float32) -> None:
         self.stored = stored
         self.plan = plan
-        self.scale = scale
+        self.scale = scale if isinstance(scale, np.ndarray) else np.array(scale, np.float32)
 
     @classmethod
     def from_codes(cls, codes: Any, plan: Plan, scale: Any) -> Activations:
