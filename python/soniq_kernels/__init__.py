@@ -8,4 +8,13 @@ from soniq_kernels._threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 del _isa
-__all__ = ["__version__", "get_num_threads", "set_num_threads"]
+__all__ = ["__version__", "get_num_threads", "load_network", "set_num_threads"]
+
+
+def __getattr__(name: str) -> object:
+    """load_network brings most of the package along, so it comes when it is asked for."""
+    if name == "load_network":
+        from soniq_kernels.network import load_network
+
+        return load_network
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

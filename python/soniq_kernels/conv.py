@@ -25,9 +25,9 @@ def conv2d(
     dilation: int | tuple[int, int] = 1,
     residual: Any = None,
     activation: Any = None,
-    out: tuple[Any, float] | None = None,
+    out: Any = None,
     check_finite: bool = True,
-) -> NDArray[np.float32] | Activations:
+) -> Any:
     """A convolution with its epilogue, as `gemm.linear`.
 
     Args:
@@ -38,7 +38,7 @@ def conv2d(
         residual: float32 or Activations of the output's shape. activation, out, check_finite: as `gemm.linear`.
 
     Returns:
-        float32 NHWC, or Activations; the same bits on every tier and thread count.
+        float32 NHWC, Activations, or a list of them; the same bits on every tier and thread count.
     """
     call, geometry = _call(x, packed, stride, padding, dilation, check_finite)
     return finish(call, geometry, residual, activation, out, check_finite)

@@ -40,20 +40,21 @@ def linear(
     packed: PackedWeights,
     residual: Any = None,
     activation: Any = None,
-    out: tuple[Any, float] | None = None,
+    out: Any = None,
     check_finite: bool = True,
-) -> NDArray[np.float32] | Activations:
+) -> Any:
     """A linear layer with its epilogue: scales, bias, residual, activation, batch norm behind it, codes.
 
     Args:
         x: Activations [..., K], or float32 [..., K] that `packed.activation_scale` quantizes.
         residual: float32 [..., N], or Activations [..., N].
         activation: None, "relu", "relu6" or ("hardtanh", low, high).
-        out: (plan, scale) of the next layer: the result is Activations of that plan.
+        out: None for float32; (plan, scale) of the next layer for Activations of that plan; a list of up to two of
+            these and of None, all written in one pass: the result is a list then.
         check_finite: raise for NaN and infinity in `x` and `residual`.
 
     Returns:
-        float32 [..., N], or Activations [..., N]; the same bits on every tier and thread count.
+        float32 [..., N], Activations [..., N], or a list of them; the same bits on every tier and thread count.
     """
     call, geometry = _call(x, packed, check_finite)
     return finish(call, geometry, residual, activation, out, check_finite)

@@ -111,9 +111,9 @@ def concat(xs: Sequence[Activations], out: Any = None) -> Any:
     )
 
 
-def requantize(x: Activations, out: Any) -> Any:
-    """The codes of another plan and scale, nearest to the values of `x`."""
-    return _written(_values(x), out)
+def requantize(x: Any, out: Any, activation: Any = None) -> Any:
+    """activation(x) in the codes of another plan and scale; x: Activations, or float32."""
+    return _written(_activate(_values(x), activation), out)
 
 
 def _values(x: Any) -> NDArray[np.float32]:
