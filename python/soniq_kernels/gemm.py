@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from soniq_kernels import _core
 from soniq_kernels._layers import Call, Explanation, explain, finish, operand
-from soniq_kernels.activations import Activations
 from soniq_kernels.weights import PackedWeights
 
 __all__ = ["Explanation", "explain", "linear", "matmul"]
