@@ -19,6 +19,9 @@ os.environ["XDG_CONFIG_HOME"] = NO_CONFIGURATION.name
 for name in ("SONIQ_COSTS", "SONIQ_FAMILY"):
     os.environ.pop(name, None)
 
+# GPU kernels: on a machine without a GPU they run in Triton's interpreter, which reads this before triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
+
 from hypothesis import HealthCheck, settings
 
 import soniq_kernels

@@ -57,6 +57,20 @@ def test_triton_kernels_is_not_importable_at_top_level():
     assert done.returncode == 0 or "ImportError" in done.stderr or "ModuleNotFoundError" in done.stderr
 
 
+@pytest.mark.parametrize("missing", ["torch", "triton"])
+def test_gpu_kernels_name_the_extra_that_they_need(missing):
+    """`import soniq_kernels.triton_kernels` without torch or triton says what to install."""
+    done = run_python(f"import sys; sys.modules[{missing!r}] = None; import soniq_kernels.triton_kernels")
+    assert f"ImportError: {missing} is not installed" in done.stderr and "soniq_kernels[gpu]" in done.stderr
+
+
+def test_gpu_kernels_start_no_cuda():
+    """A CUDA context in the parent would break every forked child."""
+    pytest.importorskip("triton")
+    code = "import soniq_kernels.triton_kernels, torch, sys; print(torch.cuda.is_initialized(), 'cupy' in sys.modules)"
+    assert run_python(code).stdout.split() == ["False", "False"]
+
+
 def test_version_is_that_of_the_distribution():
     """soniq_kernels.__version__ is what pip shows."""
     done = run_python(

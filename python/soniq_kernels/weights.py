@@ -160,6 +160,13 @@ class PackedWeights:
             raise ValueError(f"{wanted} needs the portable copy, which drop_portable() freed; load the file again")
         return self.planes
 
+    # ---- GPUs ------------------------------------------------------------------------------------------------------
+    def to(self, device: Any = "cuda") -> Any:
+        """The layer on a GPU, `triton_kernels.DeviceWeights`; docs/gpu.md. Needs torch and triton."""
+        from soniq_kernels.triton_kernels import to_device
+
+        return to_device(self, device)
+
     # ---- running ---------------------------------------------------------------------------------------------------
     def layer(self, rows: int = MANY_ROWS) -> _core.Layer:
         """The active tier's layer for a call of so many rows, chosen and built at its first use."""

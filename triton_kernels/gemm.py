@@ -1,0 +1,61 @@
+"""Matrix products of codes on a GPU, and linear layers on them: `soniq_kernels.gemm` for CUDA tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from soniq_kernels.plans import Plan
+from soniq_kernels.triton_kernels import epilogue, tensor_core
+from soniq_kernels.triton_kernels.device_activations import DeviceActivations
+from soniq_kernels.triton_kernels.device_weights import DeviceWeights
+from soniq_kernels.triton_kernels.launch import require_usable
+
+
+def matmul(x: Any, weights: DeviceWeights) -> torch.Tensor:
+    """The integer result, exact, int32 [..., N] in units of 2**weights.exponent. `x` as in `linear`."""
+    codes = _operand(x, weights)
+    done = epilogue.integers(weights, (*codes.shape[:-1], weights.out_channels))
+    tensor_core.gemm(codes, weights, done)
+    return done.result
+
+
+def linear(
+    x: Any,
+    weights: DeviceWeights,
+    residual: Any = None,
+    activation: Any = None,
+    out: tuple[Plan, float] | None = None,
+) -> torch.Tensor | DeviceActivations:
+    """A linear layer with its epilogue, as `soniq_kernels.gemm.linear` and with the same bits; nothing is checked for being finite.
+
+    Args:
+        x: DeviceActivations [..., K].
+        residual: float32 tensor or DeviceActivations [..., N].
+        activation: None, "relu", "relu6" or ("hardtanh", low, high).
+        out: (plan, scale) of the next layer: the result is DeviceActivations of that plan.
+
+    Returns:
+        float32 [..., N], or DeviceActivations.
+    """
+    codes = _operand(x, weights)
+    done = epilogue.steps(weights, codes, (*codes.shape[:-1], weights.out_channels), residual, activation, out)
+    tensor_core.gemm(codes, weights, done)
+    return done.result
+
+
+def _operand(x: Any, weights: DeviceWeights) -> DeviceActivations:
+    """`x` as `weights` can read it."""
+    if not isinstance(weights, DeviceWeights):
+        raise TypeError(
+            f"weights is a {type(weights).__name__}, expected DeviceWeights; make it with to_device(packed)"
+        )
+    if len(weights.shape) != 2:
+        raise ValueError(f"weights have shape {weights.shape}, a convolution; use conv2d, or pack [N, K] weights")
+    require_usable(weights.device)
+    if x.plan.channels != weights.plan.channels or not x.plan.same_activations(weights.plan):
+        raise ValueError(
+            f"x was quantized for {x.plan} but the weights are packed for {weights.plan}; quantize x with weights.plan"
+        )
+    return x

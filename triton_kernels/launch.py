@@ -1,0 +1,49 @@
+"""Starting a kernel: where it may run, and what is the same for every kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from triton.runtime.interpreter import InterpretedFunction
+
+OPTIONS = {"enable_fp_fusion": False}
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], **options: int
+) -> None:
+    """Runs `kernel` over `grid`; `constants` are its compile-time arguments, `options` num_warps and num_stages."""
+    if 0 in grid:
+        return
+    if isinstance(kernel, InterpretedFunction):
+        kernel[grid](*arguments, **constants, ASM=False)
+        return
+    compiled(kernel, arguments, constants, **options)[(*grid, 1, 1)[:3]](*arguments, *constants.values(), True)
+
+
+def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], **options: int) -> Any:
+    """The machine code for these arguments, for the GPU of Triton's active driver; nothing is run."""
+    return kernel.warmup(*arguments, grid=(1,), **constants, ASM=True, **OPTIONS, **options)
+
+
+def interpreted() -> bool:
+    """Whether TRITON_INTERPRET=1 was set when these kernels were imported: they then run on the CPU, slowly, to be tested."""
+    from soniq_kernels.triton_kernels.tensor_core import gemm_kernel
+
+    return isinstance(gemm_kernel, InterpretedFunction)
+
+
+def require_usable(device: torch.device) -> None:
+    """Raises an error that says what these kernels need, unless they can run on `device`."""
+    if interpreted():
+        return
+    if device.type != "cuda":
+        raise ValueError(
+            f"the weights are on {device}, these kernels run on NVIDIA GPUs; use soniq_kernels.gemm and soniq_kernels.conv on the CPU"
+        )
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        raise RuntimeError(
+            f"{name} is not supported: these kernels need an NVIDIA GPU of compute capability 8.0 or higher"
+        )

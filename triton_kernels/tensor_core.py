@@ -1,0 +1,129 @@
+"""Matrix products on int8 tensor cores: weights unpacked in registers as the left operand, two segments in one accumulator.
+
+    acc[n, m] = (sum over k of the heavier segment of w[n, k] * x[m, k]) << d   +   the same sum of the other segment
+
+One program computes BN outputs of BM rows. In every block of K it loads byte rows of weights, unpacks them slice by slice
+(unpack.py) and multiplies each slice, [BN, L], with the slice of the activations, [L, BM], which the matrix instruction reads
+from shared memory. Weights on the left are what may come from registers, and the batch, on the right, may be as small as 16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+
+from soniq_kernels.triton_kernels.device_activations import DeviceActivations
+from soniq_kernels.triton_kernels.device_weights import DeviceWeights
+from soniq_kernels.triton_kernels.epilogue import Epilogue, finish
+from soniq_kernels.triton_kernels.launch import launch
+from soniq_kernels.triton_kernels.panels import rows_of, slices_of
+from soniq_kernels.triton_kernels.unpack import codes_of, load_rows
+
+
+@triton.jit
+def add_products(
+    acc, w, x, m, m_ok, n, first, last, w_panel, x_stride, channels,
+    BITS: tl.constexpr, L: tl.constexpr, PN: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """acc += w[n, k] * x[m, k] over blocks first..last of one segment; w and x point at its panels and its first byte."""
+    ROWS: tl.constexpr = rows_of(BITS)
+    SLICES: tl.constexpr = slices_of(BITS)
+    l = tl.arange(0, L)
+    tile = w + (n // PN).to(tl.int64)[:, None] * w_panel + (n % PN)[:, None] * L + l[None, :]
+    pixels = x + m.to(tl.int64)[None, :] * x_stride + l[:, None]
+    for block in range(first, last):
+        rows = (0, 0, 0)
+        for s in tl.static_range(SLICES):
+            rows = load_rows(rows, tile + block * (ROWS * PN * L), PN * L, BITS, s)
+            k = (block * SLICES + s) * L
+            inside = m_ok[None, :] & (k + l < channels)[:, None]
+            acc = tl.dot(
+                codes_of(rows, BITS, s, ASM), tl.load(pixels + k, mask=inside, other=0), acc, out_dtype=tl.int32
+            )
+    return acc
+
+
+@triton.jit
+def gemm_kernel(
+    x, x_stride, x_sums, rows, w1, w2, terms, group_outputs, outputs,
+    blocks1, blocks2, first1, first2, channels1, channels2, group_bytes,
+    row_factor1, row_factor2, sum1, sum2, sums_stride,
+    a_scale, rows_per_scale, unit, vectors,
+    residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
+    quantizers, out_ints, out, out_stride, out_sums, lo, hi,
+    KIND: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    POST_SCALE: tl.constexpr, POST_BIAS: tl.constexpr, OUT_SEGMENTS: tl.constexpr,
+    BITS1: tl.constexpr, L1: tl.constexpr, BITS2: tl.constexpr, L2: tl.constexpr, BETWEEN: tl.constexpr, AFTER: tl.constexpr,
+    PN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    n_blocks = tl.cdiv(group_outputs, PN)
+    tiles = tl.cdiv(group_outputs, BN)
+    group = tl.program_id(0) // tiles
+    n = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
+    n_ok = n < group_outputs
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    m_ok = m < rows
+    read = tl.minimum(n, n_blocks * PN - 1)  # the last tile may be taller than what is left of the panels
+    x += group * group_bytes
+    acc = tl.zeros((BN, BM), tl.int32)
+    panel1 = blocks1 * (rows_of(BITS1) * PN * L1)
+    acc = add_products(
+        acc, w1 + group.to(tl.int64) * n_blocks * panel1, x + first1, m, m_ok, read, 0, blocks1, panel1, x_stride, channels1,
+        BITS1, L1, PN, ASM,
+    )  # fmt: skip
+    x_sums += m * sums_stride + group * (2 if BITS2 != 0 else 1)
+    row_terms = row_factor1 * tl.load(x_sums + sum1, mask=m_ok, other=0)
+    if BITS2 != 0:
+        panel2 = blocks2 * (rows_of(BITS2) * PN * L2)
+        acc = add_products(
+            acc << BETWEEN, w2 + group.to(tl.int64) * n_blocks * panel2, x + first2, m, m_ok, read, 0, blocks2, panel2, x_stride,
+            channels2, BITS2, L2, PN, ASM,
+        )  # fmt: skip
+        row_terms += row_factor2 * tl.load(x_sums + sum2, mask=m_ok, other=0)
+    n += group * group_outputs
+    acc = (acc << AFTER) + row_terms[None, :] + tl.load(terms + n, mask=n_ok, other=0)[:, None]
+    finish(
+        acc, n, n_ok, m, m_ok, outputs, a_scale, rows_per_scale, unit, vectors,
+        residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
+        quantizers, out_ints, out, out_stride, out_sums, lo, hi,
+        KIND, BIAS, RESIDUAL, ACTIVATION, POST_SCALE, POST_BIAS, OUT_SEGMENTS,
+    )  # fmt: skip
+
+
+# ---- host --------------------------------------------------------------------------------------------------------------
+
+ONE_TAP = np.ones((1, 1), np.bool_)
+
+
+def gemm(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, tile: tuple[int, int] = (64, 16)) -> None:
+    """One layer; tile is (BN, BM)."""
+    shape, (bn, bm) = weights.shapes, tile
+    first, second = weights.order[0], weights.order[-1]
+    grid = (weights.groups * -(-weights.group_outputs // bn), -(-x.rows // bm))
+    layout = weights.row_layout
+    launch(
+        gemm_kernel, grid,
+        (
+            x.data, layout.row_bytes, x.sums, x.rows, weights.panels[first], weights.panels[second],
+            weights.column_terms(ONE_TAP), weights.group_outputs, weights.out_channels,
+            shape[first].blocks, shape[second].blocks, layout.first[first], layout.first[second],
+            layout.padded[first], layout.padded[second], layout.group_bytes,
+            shape[first].row_factor, shape[second].row_factor, first, second, x.sums.shape[1], *epilogue,
+        ),
+        dict(
+            **epilogue.constants, **_segments(weights), PN=weights.panel_outputs, BN=max(bn, 16), BM=bm,
+        ),
+    )  # fmt: skip
+
+
+def _segments(weights: DeviceWeights) -> dict[str, Any]:
+    """What the kernel is compiled for: widths, slices, and how the two sums are put together."""
+    first, second = (weights.shapes[s] for s in (weights.order[0], weights.order[-1]))
+    one = first is second
+    return dict(
+        BITS1=first.bits, L1=first.slice, BITS2=0 if one else second.bits, L2=second.slice,
+        BETWEEN=first.factor - second.factor, AFTER=second.factor,
+    )  # fmt: skip
