@@ -9,6 +9,9 @@
 //   field of 1 bit,  byte of the only packed row:     | row 7 | row 6 | ... | row 0 |
 //
 // so that unpacking is one shift and one mask per field and row, and p bits a weight is all that memory holds.
+//
+// Where an instruction takes two columns by two rows (DotFamily::pairs), bytes keep their packing and change their places:
+// two rows of the unpacked unit hold 8 codes a column, and activations are prepared so that two rows share 16 bytes.
 #include <algorithm>
 
 #include "segment_kernel.h"
@@ -16,8 +19,10 @@
 namespace soniq {
 namespace {
 
-void pack_unit(const CodeMatrix& weights, int64_t first_output, int columns, int first_k, uint8_t flip, uint8_t* out) {
-  const int bits = weights.w_bits, row_bytes = columns * 4;
+void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily& dot, int first_k, uint8_t flip,
+               uint8_t* out) {
+  const int bits = weights.w_bits, row_bytes = dot.columns * 4;
+  const int together = dot.pairs ? 8 : 4, rows = together / 4, columns = dot.columns / rows;
   int position = bits;
   for (int field = 8; field >= 1; field /= 2) {
     if (!(bits == 8 ? field == 8 : (field < 8 && (bits & field)))) continue;
@@ -27,9 +32,10 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, int columns, int
       uint8_t* packed = out + (j % field) * row_bytes;
       const int place = j / field * field;
       for (int column = 0; column < columns; ++column)
-        for (int i = 0; i < 4; ++i) {
-          const uint8_t code = weights.at(first_output + column, first_k + 4 * j + i) ^ flip;
-          packed[column * 4 + i] |= uint8_t(((code >> position) & mask) << place);
+        for (int i = 0; i < together; ++i) {
+          const int64_t output = first_output + j % rows * columns + column;
+          const uint8_t code = weights.at(output, first_k + j / rows * together + i) ^ flip;
+          packed[column * together + i] |= uint8_t(((code >> position) & mask) << place);
         }
     }
     out += field * row_bytes;
@@ -53,13 +59,15 @@ class DotSegment final : public SegmentKernel {
   // Stored as c - 128, the weights' sums lack 128 * Ca.
   int activation_repair() const override { return flipped_ ? 128 : 0; }
 
-  int64_t prepared_bytes(int rows) const override {
-    return expands(rows) ? int64_t(blocks()) * rows * kExpandStride : 0;
-  }
-  void prepare(const uint8_t* gathered, int rows, uint8_t* words) const override {
-    for (int k = 0; k < k_padded(); k += kBlock)
-      for (int row = 0; row < rows; ++row, gathered += kRowStride, words += kExpandStride)
-        dot_.expand[form_](gathered, std::min(kBlock, k_padded() - k) / kUnit, words);
+  int64_t prepared_bytes(int rows) const override { return expands(rows) ? blocks() * block_stride(rows) : 0; }
+  void prepare(const uint8_t* gathered, int rows, uint8_t* prepared) const override {
+    for (int k = 0; k < k_padded(); k += kBlock, prepared += block_stride(rows)) {
+      const int units = std::min(kBlock, k_padded() - k) / kUnit;
+      for (int row = 0; row < rows; ++row, gathered += kRowStride)
+        dot_.expand[form_](gathered, units, prepared + offset(row, rows));
+      // A row that is alone is its own neighbour: what becomes of that is not read, but it must not be what lay there.
+      if (dot_.pairs && rows % 2) dot_.expand[form_](gathered - kRowStride, units, prepared + offset(rows, rows));
+    }
     tier_.counters.expand.add(1);
   }
 
@@ -69,10 +77,10 @@ class DotSegment final : public SegmentKernel {
   void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
                   uint8_t* out) const override {
     for (int k = first_k; k < first_k + codes; k += kUnit, out += brick_bytes(kUnit))
-      pack_unit(weights, first_output, dot_.columns, k, flipped_ ? 0x80 : 0, out);
+      pack_unit(weights, first_output, dot_, k, flipped_ ? 0x80 : 0, out);
   }
 
-  int64_t block_stride(int rows) const override { return int64_t(rows) * row_stride(rows); }
+  int64_t block_stride(int rows) const override { return offset(dot_.pairs ? rows + rows % 2 : rows, rows); }
 
   void multiply_brick(const uint8_t* weights, const uint8_t* activations, int codes, int rows, int shift,
                       uint32_t* sums, int64_t) const override {
@@ -86,14 +94,18 @@ class DotSegment final : public SegmentKernel {
     auto& counts = tier_.counters.tile[form_];
     for (int row = 0, n; row < rows; row += n) {
       n = std::min(tile_rows(), rows - row);
-      tile[n](bytes, activations + int64_t(row) * row_stride(rows), codes, sums + int64_t(row) * dot_.columns, shift);
+      tile[n](bytes, activations + offset(row, rows), codes, sums + int64_t(row) * dot_.columns, shift);
     }
     count_tiles(counts, tile_rows(), rows);
   }
 
  private:
   bool expands(int rows) const { return dot_.expand[form_] && rows > dot_.few_rows; }
-  int row_stride(int rows) const { return expands(rows) ? kExpandStride : kRowStride; }
+  // Where the codes of a row of a block of `rows` rows begin.
+  int64_t offset(int row, int rows) const {
+    if (!expands(rows)) return int64_t(row) * kRowStride;
+    return dot_.pairs ? int64_t(row / 2) * kExpandStride + row % 2 * 8 : int64_t(row) * kExpandStride;
+  }
 
   const uint8_t* unpacked(const uint8_t* packed, int units) const {
     static thread_local AlignedBytes buffer;

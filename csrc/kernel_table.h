@@ -73,9 +73,10 @@ using EpilogueFn = void (*)(const EpilogueTile& tile);
 //
 // Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (pack.cpp draws it).
 using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
-// Codes of one row to 16-bit words: of every unit of 32 codes the even ones, then the odd ones.
+// Codes of one row to 16-bit words: of every unit of 32 codes the even ones, then the odd ones. Or, for `pairs`, 8 codes to
+// the first half of every 16 bytes: the other half is its neighbour's.
 using ExpandFn = void (*)(const uint8_t* codes, int units, uint8_t* words);
-constexpr int kExpandStride = 2 * kRowStride;  // bytes between two rows of words
+constexpr int kExpandStride = 2 * kRowStride;  // bytes between two rows of words, or two pairs of rows
 // sums += (`rows` rows of gathered codes, or of words, x the panel) << shift; k is a multiple of kUnit, and not 0.
 using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift);
 
@@ -95,6 +96,7 @@ struct DotFamily {
   int few_rows;
   DotTileFn few[kMaxDotForms][9]
                [kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
+  bool pairs = false;  // two columns by two rows at a time: weights [k / 8][column][k % 8], all tiles of an even size
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------
