@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import machine_code
+from benchmarks import machine_code, static_heads
 from benchmarks.machine_code import Loop
 
 ROOT = Path(__file__).parents[1]
@@ -315,7 +315,7 @@ def as_markdown(result: Row) -> str:
         text += [*_table(_loops(rows)), "", "One turn of the largest tiles:", "", *_table(_mixes(rows)), ""]
     for tier, cpu in dict.fromkeys((pair["tier"], pair["cpu"]) for pair in result["pairs"]):
         pairs = [pair for pair in result["pairs"] if (pair["tier"], pair["cpu"]) == (tier, cpu)]
-        text += [f"## Pairs of widths: {tier} on {cpu}", "", *_table(_pairs(pairs)), ""]
+        text += [f"## Pairs of widths, the fastest family: {tier} on {cpu}", "", *_table(_pairs(pairs)), ""]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -380,7 +380,9 @@ def usable() -> list[Tier]:
     return [tier for tier in TIERS if tier.machine in ("aarch64", platform.machine())]
 
 
-Out = Annotated[Path, typer.Option(help="Folder for neon_static.json, .csv and .md.")]
+Out = Annotated[
+    Path, typer.Option(help="Folder; with benchmarks/results the heads of the kernel files are written too.")
+]
 
 
 def main(out: Out = RESULTS) -> None:
@@ -392,6 +394,8 @@ def main(out: Out = RESULTS) -> None:
     except RuntimeError as error:
         raise typer.BadParameter(str(error)) from None
     write(result, out)
+    if out == RESULTS:
+        static_heads.write(result)
     console.print("\n".join(_table(_aims(result["aims"]))))
     console.print(f"{out / NAME}.json, .csv and .md")
 

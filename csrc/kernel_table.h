@@ -71,7 +71,7 @@ using EpilogueFn = void (*)(const EpilogueTile& tile);
 //
 //   [k / 4][column][k % 4]          one row of it is `columns` * 4 bytes: a few vector registers
 //
-// Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (pack.cpp draws it).
+// Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (dot.cpp draws it).
 using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
 // Codes of one row to 16-bit words: of every unit of 32 codes the even ones, then the odd ones. Or, for `pairs`, 8 codes to
 // the first half of every 16 bytes: the other half is its neighbour's.
@@ -96,7 +96,7 @@ struct DotFamily {
   int few_rows;
   DotTileFn few[kMaxDotForms][9]
                [kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
-  bool pairs = false;  // two columns by two rows at a time: weights [k / 8][column][k % 8], all tiles of an even size
+  bool pairs = false;  // two columns by two rows at a time: weights [k / 8][column][k % 8], tile_rows even
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------

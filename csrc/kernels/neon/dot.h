@@ -14,11 +14,16 @@
 //
 // 8 sums, 8 weights, 4 activations, up to 4 partial sums: 24 of 32 registers, the rest for what the scheduler overlaps.
 //
-// Static throughput of the inner loop, 4 rows (llvm-mca 19, no memory stalls), MAC a cycle:
-//                bytes   words   pairs
-//   Cortex-A53   6.2     4.0     2.0    in order
-//   Cortex-A72   7.9     8.0     6.4    has no faster multiply for bytes than for words
-//   Neoverse N1  16      7.6     5.8    where a processor has udot, neon_dotprod serves it
+// Static, MAC a cycle (benchmarks/results/neon_static.md), beside plain INT8 loops:
+//   4 rows        bytes   words   pairs   SMULL   SDOT
+//   Cortex-A53    6.0     3.9     1.9     3.2
+//   Cortex-A72    7.9     8.0     6.4     8.0
+//   Neoverse N1   16      7.6     5.8     8.0     32
+//   Neoverse V1   32      16      12      15      64
+//   Cortex-A76    7.9     8.0     6.4     8.0     32
+//
+// SMULL: smull, smlal2 and sadalp of signed bytes. In order a Cortex-A53 waits for every product; Cortex-A72 and its model, which
+// llvm-mca has for Cortex-A76 too, multiply bytes no faster than words. Where a processor has udot, neon_dotprod serves it.
 #pragma once
 
 #include "kernels/neon/vocabulary.h"

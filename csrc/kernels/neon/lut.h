@@ -12,13 +12,16 @@
 // No sum of bytes that could overflow: 512 codes of 6 bits are at most 32256. So one kernel serves every width. In memory a
 // weight has one bit a plane, and indexes are made once for all rows of a block.
 //
-// Static throughput of the inner loop (llvm-mca 19, no memory stalls), MAC a cycle, divided by w_bits:
-//   rows          1     2     3     4     byte products, the best form
-//   Cortex-A53    12    16    18    19    6
-//   Cortex-A72    19    21    21    21    8
-//   Neoverse N1   64    64    64    63    16; udot 32
-//   Neoverse V1   57    60    61    61    udot 64
-//   Neoverse V2   96    96    96    96    udot 64
+// Static, MAC a cycle (benchmarks/results/neon_static.md), beside plain INT8 loops:
+//   rows          1       2       3       4       SMULL   SDOT
+//   Cortex-A53    12      16      18      19      3.2
+//   Cortex-A72    19      21      21      21      8.0
+//   Neoverse N1   64      64      64      63      8.0     32
+//   Neoverse V1   57      60      61      61      15      64
+//   Cortex-A76    19      21      21      21      8.0     32
+//
+// Divided by w_bits. The models differ in tbl with two registers: of Neoverse N1 two start a cycle, of V1 one, and Cortex-A72
+// (whose model llvm-mca has for Cortex-A76 too) needs two and a half cycles for each.
 #pragma once
 
 #include "kernels/neon/vocabulary.h"

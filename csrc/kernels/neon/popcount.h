@@ -14,12 +14,15 @@
 //
 // With udot (neon_dotprod) the third instruction adds into 32 bits at once, and a row ends in half of that.
 //
-// Static throughput of the inner loop (llvm-mca 19, no memory stalls), MAC a cycle, divided by w_bits * a_bits:
-//   rows          1     2     4     byte products, the best form
-//   Cortex-A53    19    27    32    6
-//   Cortex-A72    64    79    85    8
-//   Neoverse N1   85    85    85    16; udot 32
-//   Neoverse V1   168   170   170   udot 64
+// Static, MAC a cycle (benchmarks/results/neon_static.md), beside plain INT8 loops:
+//   rows          1       2       3       4       SMULL   SDOT
+//   Cortex-A53    19      27      31      32      3.2
+//   Cortex-A72    64      79      85      85      8.0
+//   Neoverse N1   85      85      85      85      8.0     32
+//   Neoverse V1   171     171     171     171     15      64
+//   Cortex-A76    64      79      85      85      8.0     32
+//
+// Divided by w_bits * a_bits.
 #pragma once
 
 #include <arm_neon.h>

@@ -10,11 +10,13 @@
 //
 //   4 steps of 4 codes: 64 udot, 8 + 8 loads       16 MAC an instruction
 //
-// Static throughput of the inner loop (llvm-mca 19, no memory stalls), MAC a cycle; udot alone could have 32, 64 and 16:
-//   rows          1     2     4     8
-//   Neoverse N1   16    32    32    32
-//   Neoverse V1   16    32    64    64
-//   Cortex-A55    3.6   5.4   7.1   8.8    in order: it waits for loads
+// Static, MAC a cycle (benchmarks/results/neon_static.md), beside plain INT8 loops:
+//   rows          1       2       4       8       SDOT
+//   Neoverse N1   16      32      32      32      32
+//   Neoverse V1   16      32      64      64      64
+//   Cortex-A76    11      21      28      32      32
+//   Neoverse N2   11      21      32      32      32
+//   Neoverse V2   32      64      64      64      64
 #pragma once
 
 #include "kernels/neon/vocabulary.h"

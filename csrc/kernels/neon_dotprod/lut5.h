@@ -21,7 +21,18 @@
 //
 // An index takes a byte, so a weight has 1.6 bits a plane in memory, where lut has one.
 //
-// STATIC
+// Static, MAC a cycle (benchmarks/results/neon_static.md), beside plain INT8 loops:
+//                 runs of 6   runs of 6   runs of 6   runs of 3   SDOT
+//   rows          1       2       3       3
+//   Neoverse N1   71      74      73      67      32
+//   Neoverse V1   74      74      74      69      64
+//   Cortex-A76    22      25      25      25      32
+//   Neoverse N2   71      74      73      67      32
+//   Neoverse V2   120     137     137     120     64
+//
+// Divided by w_bits. 1x2 is to have twice the products of SDOT. 13 instructions for six lookups of 80 products fill two pipes at
+// 74, 2.3x, and four at 148. llvm-mca lets Neoverse V1 start one tbl a cycle, half as many as V2, and gives Cortex-A76 the model
+// of Cortex-A57, where a tbl of two registers takes five slots of two pipes.
 #pragma once
 
 #include "kernels/neon/lut.h"

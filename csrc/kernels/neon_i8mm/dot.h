@@ -12,7 +12,13 @@
 // A sum waits 3 cycles for its last product, and the widest cores start four a cycle: up to 4 rows have several sums for an
 // output, its chains. One row is paired with itself and has what udot would give it.
 //
-// STATIC
+// Static, MAC a cycle (benchmarks/results/neon_static.md), beside plain INT8 loops:
+//   rows          1       2       4       8       SDOT    SMMLA
+//   Neoverse V1   38      77      128     128     64      128
+//   Neoverse N2   32      64      64      64      32      64
+//   Neoverse V2   38      77      128     128     64      128
+//
+// At any width: twice SDOT, so 1x2 reaches its aim on Neoverse V1, where tables do not.
 #pragma once
 
 #include "kernels/neon_dotprod/dot.h"
