@@ -96,7 +96,7 @@ struct DotFamily {
   int few_rows;
   DotTileFn few[kMaxDotForms][9]
                [kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
-  bool pairs = false;  // two columns by two rows at a time: weights [k / 8][column][k % 8], tile_rows even
+  bool pairs = false;              // two columns by two rows at a time: weights [k / 8][column][k % 8], tile_rows even
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------

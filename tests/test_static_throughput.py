@@ -94,10 +94,10 @@ def test_missing_tools_are_named(importable, monkeypatch, tmp_path):
 
 def test_pages_and_heads_are_the_results_file(importable, result):
     """Markdown, CSV and the heads of the kernel files say what the JSON says; no cell is typed by hand."""
-    from benchmarks import static_heads, static_throughput
+    from benchmarks import static_heads, static_pages
 
-    assert (ROOT / "benchmarks/results/neon_static.md").read_text() == static_throughput.as_markdown(result)
-    assert (ROOT / "benchmarks/results/neon_static.csv").read_text() == static_throughput.as_csv(result)
+    assert (ROOT / "benchmarks/results/neon_static.md").read_text() == static_pages.as_markdown(result)
+    assert (ROOT / "benchmarks/results/neon_static.csv").read_text() == static_pages.as_csv(result)
     for name in static_heads.HEADS:
         text = (static_heads.KERNELS / name).read_text()
         assert text == static_heads.in_text(text, static_heads.block(name, result)), name
