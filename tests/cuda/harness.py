@@ -1,0 +1,108 @@
+"""The CUDA sources on a CPU: compiled as C++ with the emulator, loaded, and given a Device of NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+KERNELS = REPOSITORY / "triton_kernels"
+CACHE = REPOSITORY / ".cache" / "cuda"
+# Every step rounds by itself, and fibers jump between stacks, which a fortified longjmp takes for an attack.
+FLAGS = "-std=c++17 -O1 -shared -fPIC -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra -Werror -Wno-unknown-pragmas"
+
+
+def load(name: str) -> ModuleType:
+    """A file of triton_kernels by itself: the package needs torch and triton, what is tested here needs neither."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, KERNELS / f"{name}.py")
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def sources() -> list[Path]:
+    """Everything that the emulated library is compiled from."""
+    return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *HERE.glob("*.h"), *HERE.glob("*.cpp")])
+
+
+def library(kernels: Path = KERNELS) -> ctypes.CDLL:
+    """The kernels of a folder, compiled for this CPU; kept in .cache/cuda until a source changes. Skips without g++."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("not installed: g++; sudo apt install g++")
+    texts = [path.read_bytes() for path in [*sources(), *sorted(kernels.glob("*.cu*"))]]
+    path = CACHE / f"emulated-{hashlib.sha256(b''.join(texts) + FLAGS.encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        include = ["-DSONIQ_EMULATOR", "-I", str(HERE), "-I", str(kernels)]
+        command = [compiler, *FLAGS.split(), *include, str(HERE / "emulator.cpp"), "-o", str(unfinished)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-4000:]}"
+        unfinished.rename(path)
+    found = ctypes.CDLL(str(path))
+    found.soniq_launch.restype = ctypes.c_char_p
+    found.soniq_bytes_of_product.restype = found.soniq_bytes_of_planes_call.restype = ctypes.c_uint64
+    return found
+
+
+class Buffer(ctypes.Structure):
+    """Memory that a kernel may touch."""
+
+    _fields_ = (("begin", ctypes.c_void_p), ("bytes", ctypes.c_uint64))
+
+
+class EmulatedError(AssertionError):
+    """What the emulator found: a deadlock, an access outside of a buffer."""
+
+
+class EmulatedDevice:
+    """A Device (triton_kernels/b1.py) whose memory is NumPy's. New memory is poisoned; `order` is the emulator's."""
+
+    def __init__(self, library: ctypes.CDLL, order: int = 0, processors: int = 4) -> None:
+        self.library, self.order, self.processors = library, order, processors
+        self.launched: list[str] = []
+        self._arrays: list[np.ndarray] = []
+
+    def _own(self, array: np.ndarray) -> np.ndarray:
+        self._arrays.append(array)
+        return array
+
+    def put(self, array: np.ndarray) -> np.ndarray:
+        return self._own(np.array(array, order="C"))
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any = None) -> np.ndarray:
+        array = np.empty(shape, dtype)
+        array.view(np.uint8).reshape(-1)[:] = 0xA5
+        return self._own(array)
+
+    def zeros(self, words: int) -> np.ndarray:
+        return self._own(np.zeros(words, np.uint32))
+
+    def describe(self, array: np.ndarray) -> tuple[int, tuple[int, ...], str]:
+        assert array.flags.c_contiguous
+        return array.ctypes.data, array.shape, array.dtype.name
+
+    def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: np.ndarray) -> None:
+        self.launched.append(kernel)
+        buffers = (Buffer * len(self._arrays))(*((a.ctypes.data, a.nbytes) for a in self._arrays))
+        message = self.library.soniq_launch(
+            kernel.encode(), (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint32(threads), ctypes.c_uint64(shared),
+            ctypes.c_void_p(arguments.ctypes.data), buffers, ctypes.c_uint32(len(buffers)), ctypes.c_uint32(self.order),
+        )  # fmt: skip
+        if message:
+            raise EmulatedError(f"{kernel} over {grid}: {message.decode()}")
