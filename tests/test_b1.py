@@ -1,4 +1,4 @@
-"""The one-bit CUDA kernels, run on the CPU by the emulator (tests/cuda/), beside the oracle with ==.
+"""The one-bit CUDA kernels, run on the CPU by the emulator (tests/cuda_emulator/), beside the oracle with ==.
 
 The sources are those that a GPU compiles: the same index arithmetic, the same panels, launches and structs. The emulator
 multiplies by the documented layout of the instruction's operands, lets warps run ahead of each other in several orders,
@@ -15,7 +15,7 @@ import pytest
 import cases
 import oracle
 from cases import F32, WIDTHS
-from cuda import harness
+from cuda_emulator import harness
 from oracle import Grid, Layout
 from soniq_kernels import packing
 
@@ -105,7 +105,9 @@ def test_largest_sums(device):
         layout = oracle.uniform(k, Grid("bipolar", w_bits), Grid("bipolar", a_bits))
         for x_code, w_code in [(0, 0), (0, 2**w_bits - 1), (2**a_bits - 1, 2**w_bits - 1)]:
             x, w = np.full((2, k), x_code, np.uint8), np.full((3, k), w_code, np.uint8)
-            cases.assert_same(integers(device, layout, x, w), oracle.matmul(x, w, layout), (w_bits, a_bits, x_code, w_code))
+            cases.assert_same(
+                integers(device, layout, x, w), oracle.matmul(x, w, layout), (w_bits, a_bits, x_code, w_code)
+            )
 
 
 def test_every_order_of_threads(library, rng):
@@ -293,7 +295,10 @@ def test_wrong_calls(device):
     x = np.zeros((2, 8), F32)
     for call, message in [
         (lambda: layer.linear(x), "x has no scale; pass scale="),
-        (lambda: layer.linear(np.zeros((2, 5), F32), scale=1.0), "x has shape (2, 5) but the packed weights have 8 channels"),
+        (
+            lambda: layer.linear(np.zeros((2, 5), F32), scale=1.0),
+            "x has shape (2, 5) but the packed weights have 8 channels",
+        ),
         (lambda: layer.linear(x.astype(np.float64), scale=1.0), "x is float64, expected one of float32"),
         (lambda: layer.linear(x.astype(np.uint8), scale="per_row"), "pass the scale that the codes were made with"),
         (lambda: layer.linear(x, scale=np.ones(2, F32)), "expected a float or"),
@@ -336,5 +341,10 @@ def test_broken_kernels_are_caught(what, tmp_path, rng, full):
     (tmp_path / "b1.cu").write_text(source.replace(good, bad))
     library = harness.library(tmp_path)
     with pytest.raises(AssertionError):
-        for order in range(12):
-            check(harness.EmulatedDevice(library, order), rng, cases.sums_layout(3100, 2, 2), 70, 140, "gemm", 2)
+        check_orders(library, rng)
+
+
+def check_orders(library, rng) -> None:
+    """A gemm with splits, overhanging tiles and a ring of stages that turns, under many orders of threads."""
+    for order in range(12):
+        check(harness.EmulatedDevice(library, order), rng, cases.sums_layout(3100, 2, 2), 70, 140, "gemm", 2)

@@ -21,8 +21,8 @@
 #include "cuda_epilogue.cuh"
 
 struct Pass {
-  u32 w, w_stride;  // of the plane in 16-byte units, and between tiles of outputs
-  u32 x, x_stride;  // of the segment in 16-byte units, and between tiles of columns
+  u32 w, w_stride;           // of the plane in 16-byte units, and between tiles of outputs
+  u32 x, x_stride;           // of the segment in 16-byte units, and between tiles of columns
   u32 blocks, share_blocks;  // of 512 channels: in all, and at most in one share of K
   u32 factor;                // sums are multiplied by it before the pass
 };
@@ -35,8 +35,8 @@ struct Product {
   u32* partial;   // sums of the tiles, zeros before and after, if K is split
   u32* arrivals;  // one a tile, zeros before and after
   u32 passes, output_tiles, column_tiles, pack;
-  u32 splits;  // of K over blocks of threads
-  u32 factor;  // of the sums after the last pass
+  u32 splits;     // of K over blocks of threads
+  u32 factor;     // of the sums after the last pass
   Pass pass[kMostPasses];
   Output out;
 };
@@ -222,15 +222,20 @@ SONIQ_DEVICE void gemv(const Product& p) {
   mine.column0 = blockIdx.z * kColumns;
   mine.walk(p);
   const u32 tile_rows = 8 / p.pack;
-  const Tile tile = {static_cast<u32*>(shared_memory()),   kColumns * tile_rows, 16 * kTiles, 16 * kTiles,
-                     blockIdx.z * kColumns * tile_rows,    blockIdx.x * 16 * kTiles,
+  const Tile tile = {static_cast<u32*>(shared_memory()),
+                     kColumns * tile_rows,
+                     16 * kTiles,
+                     16 * kTiles,
+                     blockIdx.z * kColumns * tile_rows,
+                     blockIdx.x * 16 * kTiles,
                      blockIdx.z * gridDim.x + blockIdx.x};
   const u32 count = tile.rows * tile.width;
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
-      store_joined(mine.sums[i][j], p.pack, tile.sums + warp() * count + j * tile_rows * tile.stride + 16 * i, tile.stride);
+      store_joined(mine.sums[i][j], p.pack, tile.sums + warp() * count + j * tile_rows * tile.stride + 16 * i,
+                   tile.stride);
   block_barrier();
   for (u32 e = thread(); e < count; e += 32 * kGemvWarps)
     for (int other = 1; other < kGemvWarps; ++other) tile.sums[e] += tile.sums[other * count + e];
@@ -241,7 +246,7 @@ SONIQ_DEVICE void gemv(const Product& p) {
 // Four warps, two by two; a warp has 4 tiles of outputs and kColumns tiles of columns, whole groups of the planes of 8 rows.
 
 constexpr int kGemmThreads = 128, kStages = 4;
-constexpr int kStageTiles = 8;            // of outputs in a block of threads
+constexpr int kStageTiles = 8;                // of outputs in a block of threads
 constexpr int kTileOutputs = 16 * kStageTiles;
 constexpr int kSumStride = kTileOutputs + 4;  // lanes of a warp then write to 32 different banks
 
@@ -340,22 +345,21 @@ SONIQ_DEVICE void gemm(const Product& p) {
   mine.walk(p);
   block_barrier();  // nobody reads the stages any more
   const u32 rows = 2 * Work::kGroups * 8;
-  const Tile tile = {static_cast<u32*>(shared_memory()), rows, kTileOutputs, kSumStride, blockIdx.z * rows,
-                     blockIdx.x * kTileOutputs,          blockIdx.z * gridDim.x + blockIdx.x};
+  const Tile tile = {
+      static_cast<u32*>(shared_memory()), rows, kTileOutputs, kSumStride, blockIdx.z * rows, blockIdx.x * kTileOutputs,
+      blockIdx.z * gridDim.x + blockIdx.x};
   mine.store(tile.sums);
   block_barrier();
   finish_tile(p, tile, kGemmThreads, tile.sums + rows * kSumStride);
 }
 
-#define SONIQ_GEMV(tiles, columns, ahead)                                            \
-  SONIQ_KERNEL void __launch_bounds__(32 * kGemvWarps)                               \
-      b1_gemv_##columns(const __grid_constant__ Product p) {                         \
-    gemv<tiles, columns, ahead>(p);                                                  \
+#define SONIQ_GEMV(tiles, columns, ahead)                                                                     \
+  SONIQ_KERNEL void __launch_bounds__(32 * kGemvWarps) b1_gemv_##columns(const __grid_constant__ Product p) { \
+    gemv<tiles, columns, ahead>(p);                                                                           \
   }
-#define SONIQ_GEMM(planes)                                                           \
-  SONIQ_KERNEL void __launch_bounds__(kGemmThreads, 2)                               \
-      b1_gemm_##planes(const __grid_constant__ Product p) {                          \
-    gemm<planes>(p);                                                                 \
+#define SONIQ_GEMM(planes)                                                                                   \
+  SONIQ_KERNEL void __launch_bounds__(kGemmThreads, 2) b1_gemm_##planes(const __grid_constant__ Product p) { \
+    gemm<planes>(p);                                                                                         \
   }
 
 SONIQ_GEMV(1, 1, 4)

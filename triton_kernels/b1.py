@@ -21,6 +21,7 @@ BLOCK = 512  # channels of one step
 TILE_OUTPUTS, TILE_COLUMNS = 16, 8
 WEIGHT_UNITS, COLUMN_UNITS = 64, 32  # of 16 bytes: a block of a tile of outputs, of a tile of columns
 MOST_PASSES = 16
+MOST_WORK = 4  # pairs of planes: the one-bit instruction does about four times the products of the int8 one
 
 # {tiles of columns: tiles of outputs} of a warp: the forms of b1_gemv_<columns>.
 GEMV_FORMS = {1: 1, 2: 1, 4: 2, 8: 2}
@@ -32,7 +33,7 @@ ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hardtanh": 3}
 
 # ---- what kernels take by value: the structs of the CUDA sources -----------------------------------------------------------
 def _struct(**fields: str) -> np.dtype[Any]:
-    return np.dtype([(name, kind) for name, kind in fields.items()], align=True)
+    return np.dtype(list(fields.items()), align=True)
 
 
 _PASS = _struct(w="u4", w_stride="u4", x="u4", x_stride="u4", blocks="u4", share_blocks="u4", factor="u4")
@@ -51,7 +52,9 @@ PRODUCT = np.dtype(
     + [("pass", _PASS, MOST_PASSES), ("out", _OUTPUT)],
     align=True,
 )
-_SEGMENT = _struct(first="u4", channels="u4", blocks="u4", planes="u4", term_factor="u4", r_numerator="f4", z="f4", cmax="f4")
+_SEGMENT = _struct(
+    first="u4", channels="u4", blocks="u4", planes="u4", term_factor="u4", r_numerator="f4", z="f4", cmax="f4"
+)
 PLANES_CALL = np.dtype(
     [(name, "u8") for name in ("x", "original", "scale", "planes", "row_terms")]
     + [(name, "u4") for name in ("rows", "channels", "source", "segments", "per_row")]
@@ -79,7 +82,9 @@ class Device(Protocol):
     def describe(self, array: Any) -> tuple[int, tuple[int, ...], str]:
         """(address, shape, dtype name) of a contiguous array on this device, else TypeError or ValueError."""
 
-    def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: NDArray[Any]) -> None:
+    def launch(
+        self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: NDArray[Any]
+    ) -> None:
         """Runs a kernel of the CUDA sources on one struct."""
 
 
@@ -195,7 +200,16 @@ def _gemv(panels: Panels, pack: int, tiles: int, processors: int, splits: int | 
     words = columns * (TILE_COLUMNS // pack) * TILE_OUTPUTS * outputs
     shared = 4 * (GEMV_WARPS * words + 1)
     return Launch(
-        f"b1_gemv_{columns}", (x, splits, z), 32 * GEMV_WARPS, shared, pack, 1, tiles, splits, splits * GEMV_WARPS, words
+        f"b1_gemv_{columns}",
+        (x, splits, z),
+        32 * GEMV_WARPS,
+        shared,
+        pack,
+        1,
+        tiles,
+        splits,
+        splits * GEMV_WARPS,
+        words,
     )
 
 
@@ -213,7 +227,20 @@ def _gemm(panels: Panels, rows: int, processors: int, splits: int | None) -> Lau
 
 
 def _splits(blocks: int, wanted: int, most: int) -> int:
-    return max(1, min(wanted // blocks, most))
+    return max(1, min(wanted // max(1, blocks), most))
+
+
+def suits(packed: PackedWeights, rows: int) -> str | None:
+    """Why one-bit products are the way for a call of so many rows; None where another way is expected to be faster."""
+    if len(packed.shape) != 2:
+        return None
+    work = max(s.w.bits * s.a.bits for s in packed.plan.segments)
+    columns = rows << (max(s.a.bits for s in packed.plan.segments) - 1).bit_length()
+    if columns <= max(GEMV_FORMS) * TILE_COLUMNS:
+        return f"{rows} rows are {columns} columns of bit planes: weights are read once and need no unpacking"
+    if work <= MOST_WORK:
+        return f"{work} one-bit products for one of bytes, at about four times the rate"
+    return None
 
 
 # ---- the structs of a call -----------------------------------------------------------------------------------------------
@@ -253,7 +280,7 @@ def planes_call(panels: Panels, plan: Plan, launch: Launch, rows: int, processor
     call["rows"], call["channels"], call["segments"] = rows, plan.channels, len(plan.segments)
     call["pack"], call["group_tiles"] = launch.pack, launch.group_tiles
     blocks, planes = sum(s.blocks for s in panels.segments), 0
-    call["parts"] = max(1, min(-(-blocks // 8), processors // rows))
+    call["parts"] = max(1, min(-(-blocks // 8), processors // max(1, rows)))
     for index, (panel, s) in enumerate(zip(panels.segments, plan.segments, strict=True)):
         call["segment"][index] = (
             plan.first_channels[index], panel.channels, panel.blocks, planes, panel.term_factor, s.a.r_numerator, s.a.z,
@@ -314,34 +341,38 @@ class Linear:
         address, shape, dtype = self.device.describe(x)
         plan = self.packed.plan
         if not shape or shape[-1] != plan.channels:
-            raise ValueError(f"x has shape {shape} but the packed weights have {plan.channels} channels; pad x or repack")
+            raise ValueError(
+                f"x has shape {shape} but the packed weights have {plan.channels} channels; pad x or repack"
+            )
         if dtype not in SOURCES:
             raise TypeError(f"x is {dtype}, expected one of {', '.join(SOURCES)}")
         rows = math.prod(shape[:-1])
         launch = launch or self.launch_for(rows)
         call = planes_call(self.panels, plan, launch, rows, self.device.processors)
-        scale, per_row, rows_per_scale = self._scale(scale, rows, dtype)
+        scale, per_row, rows_per_scale = self._scale(scale, rows, x)
         units = launch.column_tiles * sum(s.blocks for s in self.panels.segments) * COLUMN_UNITS
-        words = self.device.empty((units * 4,), "uint32")
+        words = self.device.empty((units * 4,), "int32", like=x)
         parts = int(call["parts"])
-        row_terms = self.device.empty((rows * parts,), "uint32")
+        row_terms = self.device.empty((rows * parts,), "int32", like=x)
         call["x"], call["source"], call["per_row"] = address, SOURCES[dtype], per_row
         call["scale"], call["planes"], call["row_terms"] = map(self._address, (scale, words, row_terms))
         call["original"] = 0 if self._original is None else self._address(self._original)
         if per_row:
             call["dynamic_factor"] = plan.widest_activation.dynamic_factor
-        self.device.launch("write_planes", (rows, parts, 1), 256, 64, call)
+        if rows:
+            self.device.launch("write_planes", (rows, parts, 1), 256, 64, call)
         return Planes(launch, rows, words, row_terms, parts, scale, rows_per_scale)
 
-    def _scale(self, scale: Any, rows: int, dtype: str) -> tuple[Any, bool, int]:
+    def _scale(self, scale: Any, rows: int, x: Any) -> tuple[Any, bool, int]:
         """(array, whether the kernel writes it, rows for each of its values or 0)."""
+        dtype = self.device.describe(x)[2]
         scale = self.packed.activation_scale if scale is None else scale
         if scale is None:
             raise ValueError('x has no scale; pass scale=, or pack with activation_scale= a float or "per_row"')
         if isinstance(scale, str):
             if dtype == "uint8":
                 raise ValueError('x holds codes and scale is "per_row"; pass the scale that the codes were made with')
-            return self.device.empty((rows,), "float32"), True, 1
+            return self.device.empty((rows,), "float32", like=x), True, 1
         if np.ndim(scale) == 0:
             value = float(np.float32(scale))
             if value not in self._scales:
@@ -360,7 +391,12 @@ class Linear:
         return acc
 
     def linear(
-        self, x: Any, residual: Any = None, activation: Any = None, out: tuple[Plan, float] | None = None, scale: Any = None
+        self,
+        x: Any,
+        residual: Any = None,
+        activation: Any = None,
+        out: tuple[Plan, float] | None = None,
+        scale: Any = None,
     ) -> Any:
         """float32 [..., N]; uint8 codes [..., N] in stored order where `out` is (plan, scale) of the next layer.
 
@@ -390,14 +426,21 @@ class Linear:
     def _output_codes(self, plan: Plan, scale: float) -> dict[str, Any]:
         """r, z, cmax and place of every output's code."""
         if plan.channels != self.panels.outputs:
-            raise ValueError(f"out names a plan of {plan.channels} channels, this layer has {self.panels.outputs} outputs")
+            raise ValueError(
+                f"out names a plan of {plan.channels} channels, this layer has {self.panels.outputs} outputs"
+            )
         key = plan, float(scale)
         if key not in self._codes:
             index, grids = plan.segment_of(), [s.a for s in plan.segments]
             numerator, z, cmax = (
                 np.array([getattr(g, name) for g in grids], np.float32)[index] for name in ("r_numerator", "z", "cmax")
             )
-            arrays = {"r": numerator / np.float32(scale), "z": z, "cmax": cmax, "position": plan.position.astype(np.uint32)}
+            arrays = {
+                "r": numerator / np.float32(scale),
+                "z": z,
+                "cmax": cmax,
+                "position": plan.position.astype(np.uint32),
+            }
             self._codes[key] = {name: self.device.put(a) for name, a in arrays.items()}
         return self._codes[key]
 
@@ -414,7 +457,8 @@ class Linear:
         out["rows"], out["row_parts"], out["rows_per_scale"] = planes.rows, planes.parts, planes.rows_per_scale
         out["unit"] = 2.0**self.packed.exponent
         out["activation"], out["low"], out["high"] = activation_of(activation)
-        self.device.launch(launch.kernel, launch.grid, launch.threads, launch.shared, call)
+        if planes.rows:
+            self.device.launch(launch.kernel, launch.grid, launch.threads, launch.shared, call)
 
     def _zeros(self, launch: Launch) -> tuple[Any, Any]:
         """Sums and arrivals of the tiles when K is split: zeros, which the kernels leave as zeros."""

@@ -7,13 +7,13 @@ enum Activation { kNone = 0, kRelu = 1, kRelu6 = 2, kHardtanh = 3 };
 
 // Null leaves a step out. Exactly one of acc, y and codes is given.
 struct Output {
-  u32* acc;     // int32 [rows][outputs]
-  float* y;     // [rows][outputs]
-  u8* codes;    // [rows][outputs], stored order
+  u32* acc;                       // int32 [rows][outputs]
+  float* y;                       // [rows][outputs]
+  u8* codes;                      // [rows][outputs], stored order
   const float* activation_scale;  // one for every `rows_per_scale` rows; 0: one for all
   const float* w_scale;           // [outputs], as all below
   const float* bias;
-  const float* residual;  // [rows][outputs]
+  const float* residual;          // [rows][outputs]
   const float* post_scale;
   const float* post_bias;
   const float* r;
@@ -23,7 +23,7 @@ struct Output {
   const u32* column_terms;  // what weights add to every sum of their output
   const u32* row_terms;     // [rows][row_parts], what activations add to every sum of their row
   u32 rows, outputs, row_parts, rows_per_scale;
-  float unit;  // 2^E
+  float unit;               // 2^E
   float low, high;
   u32 activation;
 };

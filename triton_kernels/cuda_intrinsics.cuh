@@ -1,6 +1,6 @@
 // One instruction each. Float steps are PTX by name: a compiler that is told -ftz=true (CuPy always tells so) flushes
 // denormals in every float operation of C++, __fmul_rn and comparisons included, and fuses what looks like a product and a
-// sum; it leaves named instructions alone. tests/cuda/emulator.h gives the same names a meaning on a CPU.
+// sum; it leaves named instructions alone. tests/cuda_emulator/emulator.h gives the same names a meaning on a CPU.
 #pragma once
 
 #ifdef SONIQ_EMULATOR

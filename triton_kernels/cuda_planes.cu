@@ -19,7 +19,7 @@ struct PlanesCall {
   const u32* original;  // stored position -> channel of x; null: the same
   float* scale;         // one; with per_row one a row, written here
   uint4* planes;
-  u32* row_terms;  // [rows][parts]
+  u32* row_terms;       // [rows][parts]
   u32 rows, channels, source, segments;
   u32 per_row;
   float dynamic_factor;

@@ -1,4 +1,4 @@
-// Fibers, warps and blocks of tests/cuda/emulator.h, and the kernels by name.
+// Fibers, warps and blocks of tests/cuda_emulator/emulator.h, and the kernels by name.
 #include "emulator.h"
 
 #include <csetjmp>
@@ -14,8 +14,9 @@ uint4* shared;
 
 namespace {
 
-constexpr size_t kStack = 64 * 1024, kGuard = 256;
-constexpr u8 kPoison = 0xa5;  // what nobody wrote
+constexpr size_t kStack = 64 * 1024,
+                 kGuard = 96 * 1024;  // wide, so that what writes past its memory is reported and does not crash
+constexpr u8 kPoison = 0xa5;          // what nobody wrote
 
 enum Meeting { kNobody, kMma, kBallot, kShuffle };
 
@@ -216,9 +217,10 @@ void mma(const MmaOperands& operands) {
 }
 
 // Poison before and behind the shared memory of a block has to be there still when it ends.
-bool intact(const std::vector<u8>& memory, size_t bytes) {
-  for (size_t i = 0; i < kGuard; ++i)
-    if (memory[i] != kPoison || memory[kGuard + bytes + i] != kPoison) return false;
+bool intact(const u8* memory, size_t bytes) {
+  const u8* behind = memory + kGuard + bytes;
+  for (const u8* guard : {memory, behind})  // each byte is the one before it, and the first is poison
+    if (guard[0] != kPoison || std::memcmp(guard, guard + 1, kGuard - 1)) return false;
   return true;
 }
 
@@ -229,11 +231,10 @@ void launch_blocks(size_t shared_bytes) {
   for (u32 i = 0; i < count && failure.empty(); ++i) {
     const u32 block = order % 2 ? count - 1 - i : i;
     block_index = {block % grid_size.x, block / grid_size.x % grid_size.y, block / grid_size.x / grid_size.y};
-    std::vector<u8> fresh(memory.size(), kPoison);
-    memory = fresh;
+    std::memset(memory.data(), kPoison, memory.size());
     shared = reinterpret_cast<uint4*>(memory.data() + skew + kGuard);
     run_block();
-    if (failure.empty() && !intact({memory.begin() + skew, memory.end()}, shared_bytes))
+    if (failure.empty() && !intact(memory.data() + skew, shared_bytes))
       failure = "write outside of the shared memory that was asked for";
   }
 }
@@ -252,9 +253,18 @@ struct Kernel {
 
 #define SONIQ_PRODUCT(name) {#name, [](const void* p) { name(*static_cast<const Product*>(p)); }}
 const Kernel kernels[] = {
-    SONIQ_PRODUCT(b1_gemv_1), SONIQ_PRODUCT(b1_gemv_2), SONIQ_PRODUCT(b1_gemv_4), SONIQ_PRODUCT(b1_gemv_8),
-    SONIQ_PRODUCT(b1_gemm_1), SONIQ_PRODUCT(b1_gemm_2), SONIQ_PRODUCT(b1_gemm_3), SONIQ_PRODUCT(b1_gemm_4),
-    SONIQ_PRODUCT(b1_gemm_5), SONIQ_PRODUCT(b1_gemm_6), SONIQ_PRODUCT(b1_gemm_7), SONIQ_PRODUCT(b1_gemm_8),
+    SONIQ_PRODUCT(b1_gemv_1),
+    SONIQ_PRODUCT(b1_gemv_2),
+    SONIQ_PRODUCT(b1_gemv_4),
+    SONIQ_PRODUCT(b1_gemv_8),
+    SONIQ_PRODUCT(b1_gemm_1),
+    SONIQ_PRODUCT(b1_gemm_2),
+    SONIQ_PRODUCT(b1_gemm_3),
+    SONIQ_PRODUCT(b1_gemm_4),
+    SONIQ_PRODUCT(b1_gemm_5),
+    SONIQ_PRODUCT(b1_gemm_6),
+    SONIQ_PRODUCT(b1_gemm_7),
+    SONIQ_PRODUCT(b1_gemm_8),
     {"write_planes", [](const void* p) { write_planes(*static_cast<const PlanesCall*>(p)); }},
 };
 

