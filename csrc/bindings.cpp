@@ -39,7 +39,8 @@ using SegmentTuple = std::tuple<GridTuple, GridTuple, std::vector<int>>;
 
 std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int kernel_w, int channels,
                                   const std::vector<SegmentTuple>& segments, const std::vector<py::array>& streams,
-                                  const std::string& tier, const std::vector<std::string>& families) {
+                                  const std::string& tier, const std::vector<std::string>& families,
+                                  bool share_pixels) {
   LayerShape shape{outputs, groups, kernel_h, kernel_w, channels, {}};
   int first = 0;
   for (const auto& [w, a, group_start] : segments) {
@@ -51,7 +52,7 @@ std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int ker
   std::vector<Family> chosen;
   for (const std::string& name : families) chosen.push_back(family_of(name));
   py::gil_scoped_release release;
-  return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier), chosen);
+  return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier), chosen, share_pixels);
 }
 
 // (first_channel, channels, r_numerator, z, cmax)
@@ -178,7 +179,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Layer>(m, "Layer")
       .def(py::init(&make_layer), py::arg("outputs"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
            py::arg("channels"), py::arg("segments"), py::arg("streams"), py::arg("tier"),
-           py::arg("families") = std::vector<std::string>())
+           py::arg("families") = std::vector<std::string>(), py::arg("share_pixels") = false)
       .def("run", &run, py::arg("codes"), py::arg("geometry"), py::arg("output"))
       .def("run_floats", &run_floats, py::arg("quantizer"), py::arg("x"), py::arg("scales"), py::arg("geometry"),
            py::arg("output"))

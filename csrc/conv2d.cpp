@@ -10,8 +10,7 @@ namespace soniq {
 // ---- gather --------------------------------------------------------------------------------------------------------
 namespace {
 
-// memcpy for the few channels that a tap contributes: a call, or the `rep movs` a compiler makes of it, costs more than
-// the bytes. Two copies that overlap in the middle cover every length between their size and twice it.
+// Two copies that overlap in the middle cover every length between their size and twice it.
 template <int Bytes>
 void copy_ends(uint8_t* to, const uint8_t* from, int count) {
   uint8_t first[Bytes], last[Bytes];
@@ -21,6 +20,10 @@ void copy_ends(uint8_t* to, const uint8_t* from, int count) {
   std::memcpy(to + count - Bytes, last, Bytes);
 }
 
+}  // namespace
+
+// memcpy for the few channels that a tap contributes: a call, or the `rep movs` a compiler makes of it, costs more than
+// the bytes.
 void copy_codes(uint8_t* to, const uint8_t* from, int count) {
   if (count > 64) {
     std::memcpy(to, from, count);
@@ -35,6 +38,8 @@ void copy_codes(uint8_t* to, const uint8_t* from, int count) {
     for (int i = 0; i < count; ++i) to[i] = from[i];
   }
 }
+
+namespace {
 
 // Writes one row of a segment piece by piece, across the block boundaries.
 class RowWriter {

@@ -13,4 +13,7 @@ namespace soniq {
 void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* codes, int group, int segment, int64_t m0,
                  int rows, uint8_t* out);
 
+// memcpy for the few channels of a pixel.
+void copy_codes(uint8_t* to, const uint8_t* from, int count);
+
 }  // namespace soniq

@@ -13,6 +13,7 @@
 // Where an instruction takes two columns by two rows (DotFamily::pairs), bytes keep their packing and change their places:
 // two rows of the unpacked unit hold 8 codes a column, and activations are prepared so that two rows share 16 bytes.
 #include <algorithm>
+#include <cstring>
 
 #include "segment_kernel.h"
 
@@ -33,8 +34,10 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily&
       const int place = j / field * field;
       for (int column = 0; column < columns; ++column)
         for (int i = 0; i < together; ++i) {
+          // What no weight stands at is 0, not -128, so that it adds nothing to a neighbour's codes.
           const int64_t output = first_output + j % rows * columns + column;
-          const uint8_t code = weights.at(output, first_k + j / rows * together + i) ^ flip;
+          const int k = first_k + j / rows * together + i;
+          const int code = weights.at(output, k) ^ (weights.has(output, k) ? flip : 0);
           packed[column * together + i] |= uint8_t(((code >> position) & mask) << place);
         }
     }
@@ -44,8 +47,8 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily&
 
 class DotSegment final : public SegmentKernel {
  public:
-  DotSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, {tier.table->dot->columns, tier.table->dot->columns, kUnit, kBlock}),
+  DotSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
+      : SegmentKernel(weights, taps, tier, brick_shape(weights, *tier.table->dot)),
         dot_(*tier.table->dot),
         bits_(weights.w_bits),
         form_(dot_.form(weights.w_bits, weights.a_bits)),
@@ -70,6 +73,22 @@ class DotSegment final : public SegmentKernel {
     }
     tier_.counters.expand.add(1);
   }
+  PreparedRows gathered_rows(const uint8_t* activations, int rows) const override {
+    const int64_t stride = expands(rows) ? kExpandStride / (dot_.pairs ? 2 : 1) : kRowStride;
+    return {activations, rows, rows, stride, 0, block_stride(rows), 0};
+  }
+
+  void prepare_pixels(const uint8_t* codes, int pixels, int ahead, uint8_t* out, int64_t) const override {
+    const int count = pixels * pixel_codes();
+    if (!dot_.expand[form_]) {
+      std::memcpy(out, codes, count);
+      return;
+    }
+    dot_.expand[form_](codes, count / kUnit, out);
+    if (dot_.pairs) dot_.expand[form_](codes + ahead * pixel_codes(), count / kUnit, out + 8);
+    tier_.counters.expand.add(1);
+  }
+  int64_t prepared_codes_bytes(int codes) const override { return dot_.expand[form_] ? 2 * codes : codes; }
 
  protected:
   int64_t brick_bytes(int codes) const override { return int64_t(codes) / kUnit * dot_.columns * 4 * bits_; }
@@ -80,32 +99,34 @@ class DotSegment final : public SegmentKernel {
       pack_unit(weights, first_output, dot_, k, flipped_ ? 0x80 : 0, out);
   }
 
-  int64_t block_stride(int rows) const override { return offset(dot_.pairs ? rows + rows % 2 : rows, rows); }
-
-  void multiply_brick(const uint8_t* weights, const uint8_t* activations, int codes, int rows, int shift,
-                      uint32_t* sums, int64_t) const override {
-    if (rows <= dot_.few_rows) {
-      dot_.few[form_][bits_][rows](weights, activations, codes, sums, shift);
-      tier_.counters.few[form_][bits_][rows].add(1);
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
+                      int64_t) const override {
+    if (rows.rows <= dot_.few_rows && rows.run == rows.rows && !(taps() && dot_.expand[form_])) {
+      dot_.few[form_][bits_][rows.rows](weights, rows.first, rows.stride, codes, sums, shift);
+      tier_.counters.few[form_][bits_][rows.rows].add(1);
       return;
     }
     const uint8_t* bytes = unpacked(weights, codes / kUnit);
     const auto& tile = dot_.tile[form_];
-    auto& counts = tier_.counters.tile[form_];
-    for (int row = 0, n; row < rows; row += n) {
-      n = std::min(tile_rows(), rows - row);
-      tile[n](bytes, activations + offset(row, rows), codes, sums + int64_t(row) * dot_.columns, shift);
-    }
-    count_tiles(counts, tile_rows(), rows);
+    const int64_t stride = dot_.pairs ? 2 * rows.stride : rows.stride;
+    each_tile(rows, tile_rows(), tier_.counters.tile[form_], [&](int row, int n, const uint8_t* activations) {
+      tile[n](bytes, activations, stride, codes, sums + int64_t(row) * dot_.columns, shift);
+    });
   }
 
  private:
+  // Words stand by units of 32 codes; bytes by steps of 4.
+  static BrickShape brick_shape(const CodeMatrix& weights, const DotFamily& dot) {
+    const bool words = dot.expand[dot.form(weights.w_bits, weights.a_bits)] != nullptr;
+    return {dot.columns, dot.columns, kUnit, kBlock, words ? kUnit : 4};
+  }
   bool expands(int rows) const { return dot_.expand[form_] && rows > dot_.few_rows; }
   // Where the codes of a row of a block of `rows` rows begin.
   int64_t offset(int row, int rows) const {
     if (!expands(rows)) return int64_t(row) * kRowStride;
     return dot_.pairs ? int64_t(row / 2) * kExpandStride + row % 2 * 8 : int64_t(row) * kExpandStride;
   }
+  int64_t block_stride(int rows) const { return offset(dot_.pairs ? rows + rows % 2 : rows, rows); }
 
   const uint8_t* unpacked(const uint8_t* packed, int units) const {
     static thread_local AlignedBytes buffer;
@@ -123,8 +144,8 @@ class DotSegment final : public SegmentKernel {
 
 }  // namespace
 
-std::unique_ptr<SegmentKernel> make_dot(const CodeMatrix& weights, const Tier& tier) {
-  return std::make_unique<DotSegment>(weights, tier);
+std::unique_ptr<SegmentKernel> make_dot(const CodeMatrix& weights, const Taps& taps, const Tier& tier) {
+  return std::make_unique<DotSegment>(weights, taps, tier);
 }
 
 }  // namespace soniq

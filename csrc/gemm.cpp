@@ -14,14 +14,6 @@
 #include "threads.h"
 
 namespace soniq {
-namespace {
-
-constexpr int64_t kGatherBytes = 640 << 10;  // gathered rows, planes or tables stay in L2 while all panels pass
-constexpr int kMaxRows = 384;
-// Threads that share columns gather and prepare every row each; with so many rows for each of them they share rows.
-constexpr int kRowsWorthSharing = 32;
-
-int div_up(int n, int unit) { return (n + unit - 1) / unit; }
 
 // Panels that are finished together, a span: what the widest kernel of the layer works on at once. All are powers of two,
 // so those of narrower kernels divide it.
@@ -32,8 +24,19 @@ int panels_of_span(const Layer& layer) {
   return panels;
 }
 int spans_of_group(const Layer& layer) {
-  return div_up(layer.shape().group_outputs(), layer.kernel(0, 0).panel_columns() * panels_of_span(layer));
+  const int columns = layer.kernel(0, 0).panel_columns() * panels_of_span(layer);
+  return (layer.shape().group_outputs() + columns - 1) / columns;
 }
+
+namespace {
+
+constexpr int64_t kGatherBytes = 640 << 10;  // gathered rows, planes or tables stay in L2 while all panels pass
+constexpr int kMaxRows = 384;
+// Threads that share columns gather and prepare every row each; with so many rows for each of them they share rows.
+constexpr int kRowsWorthSharing = 32;
+
+int div_up(int n, int unit) { return (n + unit - 1) / unit; }
+
 
 class PanelRun {
  public:
@@ -90,8 +93,9 @@ class PanelRun {
     const int outputs = layer_.shape().group_outputs(), n0 = span * panels_ * columns_;
     const int cols = std::min(panels_ * columns_, outputs - n0);
     for (int s = 0; s < layer_.segments(); ++s)
-      layer_.kernel(group, s).multiply(span * panels_, div_up(cols, columns_), activations[s], rows, layer_.shift(s),
-                                       sums, panel_sums);
+      if (const SegmentKernel& kernel = layer_.kernel(group, s); kernel.k() > 0)
+        kernel.multiply(span * panels_, div_up(cols, columns_), kernel.gathered_rows(activations[s], rows),
+                        layer_.shift(s), sums, panel_sums);
     epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, rows, group * outputs + n0, cols);
   }
 
@@ -180,8 +184,9 @@ bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry
 
 bool Layer::run(const Input& input, const Geometry& geometry, const Output& output) const {
   if (geometry.rows() == 0) return true;
-  if (has_kernels()) return run_panels(*this, input, geometry, output);
+  if (has_kernels() && !shares_pixels()) return run_panels(*this, input, geometry, output);
   if (!input.codes) return run_quantized(*this, *input.floats, geometry, output);
+  if (shares_pixels()) run_image(*this, input.codes, geometry, output);
   if (family_ == Family::depthwise) run_depthwise(*this, input.codes, geometry, output);
   if (family_ == Family::reference) run_reference(*this, input.codes, geometry, output);
   return true;

@@ -78,7 +78,9 @@ using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
 using ExpandFn = void (*)(const uint8_t* codes, int units, uint8_t* words);
 constexpr int kExpandStride = 2 * kRowStride;  // bytes between two rows of words, or two pairs of rows
 // sums += (`rows` rows of gathered codes, or of words, x the panel) << shift; k is a multiple of kUnit, and not 0.
-using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift);
+// The rows stand row_stride bytes apart.
+using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k,
+                           uint32_t* sums, int shift);
 
 constexpr int kMaxDotForms = 6;
 
@@ -108,8 +110,8 @@ using DepthwiseFn = void (*)(const int16_t* levels, int64_t levels_ld, const uin
 // Codes of one row to bit planes: plane j of 64 codes is one word at planes + j * plane_stride, the next one word_bytes on.
 using PlanesFn = void (*)(const uint8_t* codes, int words, uint8_t* planes, int64_t plane_stride);
 // sums += popcount(weights and activations) << shift, one plane of each: weights [word][column] uint64.
-using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int words, uint32_t* sums,
-                                int shift);
+using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int words,
+                                uint32_t* sums, int shift);
 
 struct PopcountFamily {
   const char* name;
@@ -128,8 +130,9 @@ using TablesFn = void (*)(const uint8_t* codes, int units, uint8_t* tables);
 // One plane of a packed brick to the index bytes that tiles read: 8 of them a column and unit.
 using IndexesFn = void (*)(const uint8_t* packed, int units, uint8_t* indexes);
 // sums[panel][row][column] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
-using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
-                           int shift);
+// The tables of two rows, or pairs of rows, stand row_stride bytes apart.
+using LutTileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int units, uint32_t* sums,
+                           int64_t panel_sums, int shift);
 
 struct LutFamily {
   const char* name;
@@ -145,6 +148,7 @@ struct LutFamily {
                [kMaxFewRows + 1];  // [a_bits][rows], rows in 1..few_rows: packed weights, tables of a row
   int panel = 32;                  // columns of a panel
   double table_cycles = 0;         // of building tables, a code and row; 0: not known
+  int pixel = kUnit;               // tables of so many codes stand one behind the other: where a pixel may begin
 };
 
 // ---- lut6 family: the same with six activations and 64 sums a table; lut5: with five and 32 -----------------------------
@@ -153,8 +157,8 @@ constexpr int kLut6Stride = 89 * 64;  // bytes between two rows of tables: 86 gr
 // Codes of one row to the tables of groups of six (or five). The last group may end behind the row's codes.
 using Lut6TablesFn = void (*)(const uint8_t* codes, int groups, uint8_t* tables);
 // sums[panel][row][column] += (one plane of the weights x the activations) << shift; panels stand panel_sums apart.
-using Lut6TileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int groups, uint32_t* sums,
-                            int64_t panel_sums, int shift);
+using Lut6TileFn = void (*)(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int groups,
+                            uint32_t* sums, int64_t panel_sums, int shift);
 
 // AVX-512: 64 outputs of a register stand by 32-bit lane, four in each.
 constexpr int four_to_a_lane(int column) { return column / 64 * 64 + column % 16 * 4 + column % 64 / 16; }

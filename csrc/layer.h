@@ -63,8 +63,10 @@ struct BorderTable {
 class Layer {
  public:
   // streams[s]: codes of segment s, [output][tap][channel of the output's group]. families: one a segment, of its
-  // candidates; none: those with the highest ceilings.
-  Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families = {});
+  // candidates; none: those with the highest ceilings. share_pixels: a convolution without dilation along its lines and
+  // without groups prepares each pixel once for all taps; otherwise rows are gathered, which serves every geometry.
+  Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families = {},
+        bool share_pixels = false);
 
   // False if some float is not finite; the output is written all the same.
   bool run(const Input& input, const Geometry& geometry, const Output& output) const;
@@ -79,6 +81,7 @@ class Layer {
   int64_t panel_bytes() const;
 
   bool has_kernels() const { return !kernels_.empty(); }
+  bool shares_pixels() const { return has_kernels() && kernel(0, 0).taps(); }
   const SegmentKernel& kernel(int group, int segment) const { return *kernels_[group * segments() + segment]; }
   int segments() const { return int(shape_.segments.size()); }
   // log2 of the factor that S of this segment carries in the integer result.
@@ -91,7 +94,7 @@ class Layer {
 
  private:
   Family choose_family();
-  void build_kernels(const uint8_t* const* streams, const std::vector<Family>& families);
+  void build_kernels(const uint8_t* const* streams, const std::vector<Family>& families, const Taps& taps);
   void build_levels(const uint8_t* const* streams);
   void copy_streams(const uint8_t* const* streams);
   void sum_taps(const uint8_t* const* streams);
@@ -110,8 +113,14 @@ class Layer {
 
 // The drivers.
 bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output);
+// Of a layer that shares pixels; the geometry has dilation_w 1.
+void run_image(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+
+// Panels that drivers finish together, and how often that covers the outputs of a group.
+int panels_of_span(const Layer& layer);
+int spans_of_group(const Layer& layer);
 
 // The output position of a row, and the pixel that a tap of it reads.
 struct OutputPosition {

@@ -16,8 +16,10 @@ namespace {
 
 class LutSegment final : public SegmentKernel {
  public:
-  LutSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, {tier.table->lut->columns, tier.table->lut->panel, kUnit, kBlock}),
+  LutSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
+      : SegmentKernel(
+            weights, taps, tier,
+            {tier.table->lut->columns, tier.table->lut->panel, kUnit, kBlock, tier.table->lut->pixel}),
         family_(*tier.table->lut),
         w_bits_(weights.w_bits),
         parts_(parts_of(weights.a_bits)) {
@@ -43,6 +45,28 @@ class LutSegment final : public SegmentKernel {
         }
     tier_.counters.tables.add(1);
   }
+  PreparedRows gathered_rows(const uint8_t* prepared, int rows) const override {
+    const int64_t part = part_stride(parts_[0], rows);  // of all parts the same: those of two bits and more are not paired
+    return {prepared, rows, rows, kTableStride / rows_of_table(parts_[0], rows), 0, int64_t(parts_.size()) * part, part};
+  }
+
+  void prepare_pixels(const uint8_t* codes, int pixels, int ahead, uint8_t* out, int64_t part_stride) const override {
+    static thread_local AlignedBytes buffer;
+    // One unit more: the weights of 0 that pad the last run look up what stands behind it, and must find 0.
+    const int units = (pixels * pixel_codes() + kUnit - 1) / kUnit + 1;
+    uint8_t* changed = scratch(buffer, units * kUnit);
+    if (paired_pixels()) {
+      pair_codes(codes, codes + ahead * pixel_codes(), units * kUnit, changed);
+      codes = changed;
+    }
+    for (const CodePart& part : parts_) {
+      family_.tables(part.of(codes, units * kUnit, changed), units, out);
+      out += part_stride;
+    }
+    tier_.counters.tables.add(1);
+  }
+  int64_t prepared_codes_bytes(int codes) const override { return 4 * int64_t(codes); }
+  int prepared_parts() const override { return int(parts_.size()); }
 
  protected:
   int64_t plane_bytes(int codes) const { return int64_t(codes) / kUnit * family_.columns * 4; }
@@ -58,29 +82,30 @@ class LutSegment final : public SegmentKernel {
                                                     nibble(weights, first_output + column, k + 16 + 4 * t, plane) << 4);
   }
 
-  int64_t block_stride(int rows) const override {
-    int64_t bytes = 0;
-    for (const CodePart& part : parts_) bytes += part_stride(part, rows);
-    return bytes;
-  }
-
-  void multiply_brick(const uint8_t* weights, const uint8_t* prepared, int codes, int rows, int shift, uint32_t* sums,
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
                       int64_t panel_sums) const override {
     for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
-      const uint8_t *read = what_tiles_read(weights, codes / kUnit, rows), *tables = prepared;
+      const uint8_t* read = what_tiles_read(weights, codes / kUnit, rows.rows);
+      PreparedRows tables = rows;
       for (const CodePart& part : parts_) {
-        multiply_plane(read, tables, part, codes / kUnit, rows, shift + plane + part.shift, sums, panel_sums);
-        tables += part_stride(part, rows);
+        multiply_plane(read, tables, part, codes / kUnit, shift + plane + part.shift, sums, panel_sums);
+        tables.first += rows.part_stride;
       }
     }
   }
 
  private:
+  int64_t block_stride(int rows) const { return int64_t(parts_.size()) * part_stride(parts_[0], rows); }
+  static void pair_codes(const uint8_t* __restrict low, const uint8_t* __restrict high, int count,
+                         uint8_t* __restrict both) {
+    for (int i = 0; i < count; ++i) both[i] = uint8_t(low[i] | high[i] << 4);
+  }
+
   // A row's codes in the low nibbles, the next row's in the high ones.
   static const uint8_t* pair_of(const CodePart& part, const uint8_t* row, int codes, uint8_t* both) {
     uint8_t buffer[2][kBlock];
     const uint8_t *first = part.of(row, codes, buffer[0]), *second = part.of(row + kRowStride, codes, buffer[1]);
-    for (int i = 0; i < codes; ++i) both[i] = uint8_t(first[i] | second[i] << 4);
+    pair_codes(first, second, codes, both);
     return both;
   }
 
@@ -90,7 +115,8 @@ class LutSegment final : public SegmentKernel {
     return bits;
   }
 
-  bool few(int rows) const { return rows <= family_.few_rows; }
+  bool few(int rows) const { return rows <= family_.few_rows && !taps(); }
+  bool paired_pixels() const { return taps() && parts_[0].bits == family_.paired_bits; }
   int rows_of_table(const CodePart& part, int rows) const {
     return !few(rows) && part.bits == family_.paired_bits ? 2 : 1;
   }
@@ -113,20 +139,18 @@ class LutSegment final : public SegmentKernel {
     return indexes;
   }
 
-  void multiply_plane(const uint8_t* weights, const uint8_t* tables, const CodePart& part, int units, int rows,
-                      int shift, uint32_t* sums, int64_t panel_sums) const {
+  void multiply_plane(const uint8_t* weights, const PreparedRows& tables, const CodePart& part, int units, int shift,
+                      uint32_t* sums, int64_t panel_sums) const {
+    const int rows = tables.rows;
     if (few(rows)) {
-      family_.few[part.bits][rows](weights, tables, units, sums, panel_sums, shift);
+      family_.few[part.bits][rows](weights, tables.first, tables.stride, units, sums, panel_sums, shift);
       tier_.counters.lut_few[part.bits][rows].add(1);
       return;
     }
-    const int full = tile_rows(part.bits), per_table = rows_of_table(part, rows);
-    for (int row = 0, n; row < rows; row += n) {
-      n = std::min(full, rows - row);
-      family_.tile[part.bits][n](weights, tables + int64_t(row / per_table) * kTableStride, units,
-                                 sums + int64_t(row) * family_.panel, panel_sums, shift);
-    }
-    count_tiles(tier_.counters.lut_tile[part.bits], full, rows);
+    const int64_t stride = rows_of_table(part, rows) * tables.stride;
+    each_tile(tables, tile_rows(part.bits), tier_.counters.lut_tile[part.bits], [&](int row, int n, const uint8_t* at) {
+      family_.tile[part.bits][n](weights, at, stride, units, sums + int64_t(row) * family_.panel, panel_sums, shift);
+    });
   }
 
   const LutFamily& family_;
@@ -136,8 +160,8 @@ class LutSegment final : public SegmentKernel {
 
 }  // namespace
 
-std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Tier& tier) {
-  return std::make_unique<LutSegment>(weights, tier);
+std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Taps& taps, const Tier& tier) {
+  return std::make_unique<LutSegment>(weights, taps, tier);
 }
 
 }  // namespace soniq

@@ -14,8 +14,8 @@ namespace {
 
 class Lut6Segment final : public SegmentKernel {
  public:
-  Lut6Segment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(weights, tier, {tier.table->lut6->columns, tier.table->lut6->panel, kUnit, kBlock}),
+  Lut6Segment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
+      : SegmentKernel(weights, taps, tier, brick_shape(*tier.table->lut6, taps)),
         family_(*tier.table->lut6),
         w_bits_(weights.w_bits),
         parts_(parts_of(weights.a_bits, kMaxLut6Bits)) {
@@ -27,7 +27,7 @@ class Lut6Segment final : public SegmentKernel {
   const char* form() const override { return family_.name; }
   int tile_rows() const override { return family_.tile_rows; }
 
-  int64_t prepared_bytes(int rows) const override { return int64_t(blocks()) * block_stride(rows); }
+  int64_t prepared_bytes(int rows) const override { return int64_t(blocks()) * gathered_rows(nullptr, rows).line_stride; }
 
   void prepare(const uint8_t* gathered, int rows, uint8_t* prepared) const override {
     for (int k = 0; k < k_padded(); k += kBlock, gathered += int64_t(rows) * kRowStride)
@@ -39,6 +39,24 @@ class Lut6Segment final : public SegmentKernel {
         }
     tier_.counters.lut6_tables.add(1);
   }
+  PreparedRows gathered_rows(const uint8_t* prepared, int rows) const override {
+    const int64_t part = int64_t(rows) * family_.table_stride;
+    return {prepared, rows, rows, family_.table_stride, 0, int64_t(parts_.size()) * part, part};
+  }
+
+  // Tables are written a few at a time, past the last pixel's.
+  void prepare_pixels(const uint8_t* codes, int pixels, int, uint8_t* out, int64_t part_stride) const override {
+    static thread_local AlignedBytes buffer;
+    const int count = pixels * pixel_codes();
+    uint8_t* cut = scratch(buffer, count + kPixelSlack);
+    for (const CodePart& part : parts_) {
+      family_.tables(part.of(codes, (count + 7) / 8 * 8, cut), count / family_.codes, out);
+      out += part_stride;
+    }
+    tier_.counters.lut6_tables.add(1);
+  }
+  int64_t prepared_codes_bytes(int codes) const override { return (int64_t(codes) / family_.codes) << family_.codes; }
+  int prepared_parts() const override { return int(parts_.size()); }
 
  protected:
   int groups(int codes) const { return (codes + family_.codes - 1) / family_.codes; }
@@ -56,31 +74,37 @@ class Lut6Segment final : public SegmentKernel {
               weight_bits(weights, first_output + column, first_k + k, std::min(family_.codes, codes - k), plane);
   }
 
-  int64_t block_stride(int rows) const override { return int64_t(parts_.size()) * rows * family_.table_stride; }
-
-  void multiply_brick(const uint8_t* weights, const uint8_t* prepared, int codes, int rows, int shift, uint32_t* sums,
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
                       int64_t panel_sums) const override {
-    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes))
-      for (int part = 0; part < int(parts_.size()); ++part)
-        multiply_plane(weights, prepared + int64_t(part) * rows * family_.table_stride, parts_[part].bits,
-                       groups(codes), rows, shift + plane + parts_[part].shift, sums, panel_sums);
+    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
+      PreparedRows tables = rows;
+      for (const CodePart& part : parts_) {
+        multiply_plane(weights, tables, part.bits, groups(codes), shift + plane + part.shift, sums, panel_sums);
+        tables.first += rows.part_stride;
+      }
+    }
   }
 
  private:
+  // Gathered rows are cut into blocks of kBlock codes, whose last table is of fewer codes; with taps all tables are full.
+  static BrickShape brick_shape(const Lut6Family& family, const Taps& taps) {
+    const int codes = family.codes;
+    if (taps.any()) return {family.columns, family.panel, codes, kBlock / codes * codes, codes};
+    return {family.columns, family.panel, kUnit, kBlock, codes};
+  }
+
   static uint8_t weight_bits(const CodeMatrix& weights, int64_t output, int first_k, int count, int plane) {
     int bits = 0;
     for (int i = 0; i < count; ++i) bits |= ((weights.at(output, first_k + i) >> plane) & 1) << i;
     return uint8_t(bits);
   }
 
-  void multiply_plane(const uint8_t* weights, const uint8_t* tables, int a_bits, int groups, int rows, int shift,
+  void multiply_plane(const uint8_t* weights, const PreparedRows& tables, int a_bits, int groups, int shift,
                       uint32_t* sums, int64_t panel_sums) const {
-    for (int row = 0, n; row < rows; row += n) {
-      n = std::min(family_.tile_rows, rows - row);
-      family_.tile[a_bits][n](weights, tables + int64_t(row) * family_.table_stride, groups,
-                              sums + int64_t(row) * family_.panel, panel_sums, shift);
-    }
-    count_tiles(tier_.counters.lut6_tile[a_bits], family_.tile_rows, rows);
+    each_tile(tables, family_.tile_rows, tier_.counters.lut6_tile[a_bits], [&](int row, int n, const uint8_t* at) {
+      family_.tile[a_bits][n](weights, at, tables.stride, groups, sums + int64_t(row) * family_.panel, panel_sums,
+                              shift);
+    });
   }
 
   const Lut6Family& family_;
@@ -91,8 +115,8 @@ class Lut6Segment final : public SegmentKernel {
 
 }  // namespace
 
-std::unique_ptr<SegmentKernel> make_lut6(const CodeMatrix& weights, const Tier& tier) {
-  return std::make_unique<Lut6Segment>(weights, tier);
+std::unique_ptr<SegmentKernel> make_lut6(const CodeMatrix& weights, const Taps& taps, const Tier& tier) {
+  return std::make_unique<Lut6Segment>(weights, taps, tier);
 }
 
 }  // namespace soniq

@@ -33,39 +33,67 @@ int div_up(int n, int unit) { return (n + unit - 1) / unit; }
 
 }  // namespace
 
-SegmentKernel::SegmentKernel(const CodeMatrix& weights, const Tier& tier, const BrickShape& shape)
+SegmentKernel::SegmentKernel(const CodeMatrix& weights, const Taps& taps, const Tier& tier, const BrickShape& shape)
     : tier_(tier),
       shape_(shape),
+      taps_(taps),
       k_(weights.k),
-      k_padded_(div_up(weights.k, shape.unit) * shape.unit),
+      pixel_codes_(taps.any() ? div_up(weights.k / (taps.h * taps.w), shape.pixel) * shape.pixel : 0),
+      k_padded_(taps.any() ? taps.h * div_up(taps.w * pixel_codes_, shape.unit) * shape.unit
+                           : div_up(weights.k, shape.unit) * shape.unit),
       bricks_(div_up(weights.outputs, shape.columns)),
       bricks_together_(std::max(1, kPanelsTogether * shape.panel / shape.columns)) {}
 
-void SegmentKernel::build(const CodeMatrix& weights) {
-  const int blocks = div_up(k_padded_, shape_.block);
-  for (int block = 0; block < blocks; ++block) column_bytes_ += brick_bytes(codes(block));
+// One piece a block and line. A line is a row of the kernel, or all of K in blocks that are a line each.
+void SegmentKernel::cut() {
+  const int lines = taps_.any() ? taps_.h : 1, line_codes = k_padded_ / lines;
+  for (int line = 0; line < lines; ++line)
+    for (int at = 0; at < line_codes; at += shape_.block) {
+      const int codes = std::min(shape_.block, line_codes - at);
+      pieces_.push_back({line * line_codes + at, codes, taps_.any() ? line : at / shape_.block, taps_.any() ? at : 0,
+                         column_bytes_});
+      column_bytes_ += brick_bytes(codes);
+    }
+}
+
+// Of every packed position the code of a row of weights, [tap][channel]; -1 where a pixel or a line is padded.
+std::vector<int32_t> SegmentKernel::order() const {
+  std::vector<int32_t> order(k_padded_, -1);
+  const int channels = k_ / (taps_.h * taps_.w), line_codes = k_padded_ / taps_.h;
+  for (int tap = 0; tap < taps_.h * taps_.w; ++tap)
+    for (int c = 0; c < channels; ++c)
+      order[tap / taps_.w * line_codes + tap % taps_.w * pixel_codes_ + c] = tap * channels + c;
+  return order;
+}
+
+void SegmentKernel::build(CodeMatrix weights) {
+  const std::vector<int32_t> order = taps_.any() ? this->order() : std::vector<int32_t>();
+  if (taps_.any()) weights.order = order.data(), weights.positions = int(order.size());
+  cut();
   bytes_.assign(size_t(bricks_ * column_bytes_), 0);
   parallel(int(std::min<int64_t>(num_threads(), bricks_)), [&](int share, int shares) {
     const Range mine = share_of(bricks_, 1, share, shares);
     for (int64_t at = mine.begin; at < mine.end; ++at)
-      for (int block = 0; block < blocks; ++block) {
+      for (const Piece& piece : pieces_) {
         const int group = int(at) / bricks_together_, brick = int(at) % bricks_together_;
-        pack_brick(weights, at * shape_.columns, block * shape_.block, codes(block),
-                   bytes_.data() + brick_offset(group, block, brick));
+        pack_brick(weights, at * shape_.columns, piece.first_position, piece.codes,
+                   bytes_.data() + brick_offset(group, piece, brick));
       }
   });
 }
 
-void SegmentKernel::multiply(int first, int panels, const uint8_t* activations, int rows, int shift, uint32_t* sums,
+void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, int shift, uint32_t* sums,
                              int64_t panel_sums) const {
   const int together = panels_together(), panels_of_brick = shape_.columns / shape_.panel;
   for (int panel = 0; panel < panels; panel += together, sums += together * panel_sums) {
     const int group = (first + panel) / together;
-    const uint8_t* block_activations = activations;
-    for (int block = 0; block * shape_.block < k_padded_; ++block, block_activations += block_stride(rows))
+    for (const Piece& piece : pieces_) {
+      PreparedRows at = rows;
+      at.first += piece.line * rows.line_stride + prepared_codes_bytes(piece.codes_before);
       for (int brick = 0; brick < bricks_of_group(group); ++brick)
-        multiply_brick(bytes_.data() + brick_offset(group, block, brick), block_activations, codes(block), rows, shift,
+        multiply_brick(bytes_.data() + brick_offset(group, piece, brick), at, piece.codes, shift,
                        sums + brick * panels_of_brick * panel_sums, panel_sums);
+    }
   }
 }
 
@@ -102,13 +130,14 @@ std::vector<Candidate> candidates(const Tier& tier, int w, int a) {
   return found;
 }
 
-std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Candidate& candidate) {
+std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Taps& taps,
+                                                   const Candidate& candidate) {
   switch (candidate.family) {
-    case Family::popcount: return make_popcount(weights, *candidate.tier);
-    case Family::lut: return make_lut(weights, *candidate.tier);
+    case Family::popcount: return make_popcount(weights, taps, *candidate.tier);
+    case Family::lut: return make_lut(weights, taps, *candidate.tier);
     case Family::lut5:
-    case Family::lut6: return make_lut6(weights, *candidate.tier);
-    default: return make_dot(weights, *candidate.tier);
+    case Family::lut6: return make_lut6(weights, taps, *candidate.tier);
+    default: return make_dot(weights, taps, *candidate.tier);
   }
 }
 
@@ -124,11 +153,13 @@ uint32_t term_of_tap(const Segment& s, int exponent, const uint8_t* codes, int c
 
 }  // namespace
 
-Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families)
+Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families,
+             bool share_pixels)
     : shape_(std::move(shape)), tier_(tier), kernel_tier_(&tier), family_(choose_family()) {
   if (family_ == Family::depthwise) build_levels(streams);
   if (family_ == Family::dot) {
-    build_kernels(streams, families);
+    const bool shares = share_pixels && shape_.groups == 1 && shape_.taps() > 1;
+    build_kernels(streams, families, shares ? Taps{shape_.kernel_h, shape_.kernel_w} : Taps{});
     sum_taps(streams);
   }
   if (family_ == Family::reference) copy_streams(streams);
@@ -157,7 +188,7 @@ Candidate candidate(const Tier& tier, const Segment& segment, const Family* aske
 
 }  // namespace
 
-void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Family>& families) {
+void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Family>& families, const Taps& taps) {
   std::vector<const uint8_t*> at(streams, streams + segments());
   for (int g = 0; g < shape_.groups; ++g)
     for (int s = 0; s < segments(); ++s) {
@@ -165,7 +196,7 @@ void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Famil
       const CodeMatrix weights{at[s], shape_.group_outputs(), shape_.taps() * segment.group_channels(g),
                                segment.weight.bits, segment.activation.bits};
       const Family* asked = families.empty() ? nullptr : &families[s];
-      kernels_.push_back(make_segment_kernel(weights, candidate(tier_, segment, asked)));
+      kernels_.push_back(make_segment_kernel(weights, taps, candidate(tier_, segment, asked)));
       at[s] += int64_t(weights.outputs) * weights.k;
     }
   family_ = kernels_[0]->family();

@@ -20,10 +20,10 @@ int plane_block(const PopcountFamily& family) { return kBlock / family.word_byte
 
 class PopcountSegment final : public SegmentKernel {
  public:
-  PopcountSegment(const CodeMatrix& weights, const Tier& tier)
-      : SegmentKernel(
-            weights, tier,
-            {tier.table->popcount->columns, tier.table->popcount->columns, kWord, plane_block(*tier.table->popcount)}),
+  PopcountSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
+      : SegmentKernel(weights, taps, tier,
+                      {tier.table->popcount->columns, tier.table->popcount->columns, kWord,
+                       plane_block(*tier.table->popcount), kWord}),
         family_(*tier.table->popcount),
         plane_block_(plane_block(family_)),
         w_bits_(weights.w_bits),
@@ -37,6 +37,9 @@ class PopcountSegment final : public SegmentKernel {
 
   int64_t prepared_bytes(int rows) const override {
     return int64_t((k_padded() + plane_block_ - 1) / plane_block_) * block_stride(rows);
+  }
+  PreparedRows gathered_rows(const uint8_t* prepared, int rows) const override {
+    return {prepared, rows, rows, kRowStride, 0, block_stride(rows), int64_t(rows) * kRowStride};
   }
 
   // Gathered blocks of 512 codes become 8 words of each plane.
@@ -53,6 +56,13 @@ class PopcountSegment final : public SegmentKernel {
     tier_.counters.planes[a_bits_].add(1);
   }
 
+  void prepare_pixels(const uint8_t* codes, int pixels, int, uint8_t* out, int64_t part_stride) const override {
+    family_.planes[a_bits_](codes, pixels * pixel_codes() / kWord, out, part_stride);
+    tier_.counters.planes[a_bits_].add(1);
+  }
+  int64_t prepared_codes_bytes(int codes) const override { return int64_t(codes) / kWord * family_.word_bytes; }
+  int prepared_parts() const override { return a_bits_; }
+
  protected:
   int64_t plane_bytes(int codes) const { return int64_t(codes) / kWord * family_.columns * 8; }
   int64_t brick_bytes(int codes) const override { return plane_bytes(codes) * w_bits_; }
@@ -66,30 +76,28 @@ class PopcountSegment final : public SegmentKernel {
           *words++ = plane_word(weights, first_output + column, k, plane);
   }
 
-  int64_t block_stride(int rows) const override { return int64_t(a_bits_) * rows * kRowStride; }
-
-  void multiply_brick(const uint8_t* weights, const uint8_t* prepared, int codes, int rows, int shift, uint32_t* sums,
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
                       int64_t) const override {
-    for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(codes))
-      for (int j = 0; j < a_bits_; ++j)
-        multiply_planes(weights, prepared + j * int64_t(rows) * kRowStride, codes / kWord, rows, shift + i + j, sums);
+    for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(codes)) {
+      PreparedRows plane = rows;
+      for (int j = 0; j < a_bits_; ++j, plane.first += rows.part_stride)
+        multiply_planes(weights, plane, codes / kWord, shift + i + j, sums);
+    }
   }
 
  private:
+  int64_t block_stride(int rows) const { return int64_t(a_bits_) * rows * kRowStride; }
+
   static uint64_t plane_word(const CodeMatrix& weights, int64_t output, int first_k, int plane) {
     uint64_t word = 0;
     for (int bit = 0; bit < kWord; ++bit) word |= uint64_t((weights.at(output, first_k + bit) >> plane) & 1) << bit;
     return word;
   }
 
-  void multiply_planes(const uint8_t* weights, const uint8_t* rows_of_plane, int words, int rows, int shift,
-                       uint32_t* sums) const {
-    for (int row = 0, n; row < rows; row += n) {
-      n = std::min(family_.tile_rows, rows - row);
-      family_.tile[n](weights, rows_of_plane + int64_t(row) * kRowStride, words, sums + int64_t(row) * family_.columns,
-                      shift);
-    }
-    count_tiles(tier_.counters.popcount_tile, family_.tile_rows, rows);
+  void multiply_planes(const uint8_t* weights, const PreparedRows& plane, int words, int shift, uint32_t* sums) const {
+    each_tile(plane, family_.tile_rows, tier_.counters.popcount_tile, [&](int row, int n, const uint8_t* at) {
+      family_.tile[n](weights, at, plane.stride, words, sums + int64_t(row) * family_.columns, shift);
+    });
   }
 
   const PopcountFamily& family_;
@@ -98,8 +106,8 @@ class PopcountSegment final : public SegmentKernel {
 
 }  // namespace
 
-std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Tier& tier) {
-  return std::make_unique<PopcountSegment>(weights, tier);
+std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Taps& taps, const Tier& tier) {
+  return std::make_unique<PopcountSegment>(weights, taps, tier);
 }
 
 }  // namespace soniq

@@ -21,16 +21,37 @@ const char* family_name(Family family);
 Family family_of(const std::string& name);
 inline Family family_of_tables(const Lut6Family& family) { return family.codes == 6 ? Family::lut6 : Family::lut5; }
 
-// The weight codes of one segment and group: `outputs` rows of k codes.
+// The weight codes of one segment and group: `outputs` rows of k codes, [tap][channel].
 struct CodeMatrix {
   const uint8_t* codes;
   int outputs, k;
   int w_bits, a_bits;
+  const int32_t* order = nullptr;  // packed position -> code of a row, negative: none; null: as they are
+  int positions = 0;               // of `order`
 
-  // 0 past the true K and past the last output.
-  uint8_t at(int64_t output, int index) const {
-    return output < outputs && index < k ? codes[output * k + index] : uint8_t(0);
+  bool has(int64_t output, int position) const {
+    return output < outputs && (order ? position < positions && order[position] >= 0 : position < k);
   }
+  // 0 past the true K and past the last output.
+  uint8_t at(int64_t output, int position) const {
+    return has(output, position) ? codes[output * k + (order ? order[position] : position)] : uint8_t(0);
+  }
+};
+
+// The taps of a layer whose activations are prepared pixel by pixel (image_run.cpp): a row of the kernel reads neighbouring
+// pixels, one run of memory. 0 x 0: a layer whose rows are gathered.
+struct Taps {
+  int h = 0, w = 0;
+  bool any() const { return h > 0; }
+};
+
+// Rows of prepared activations, a multiple of `run` of them: those of a run stand `stride` bytes apart.
+struct PreparedRows {
+  const uint8_t* first;
+  int rows, run;
+  int64_t stride, run_stride;
+  int64_t line_stride;  // to what the next row of the kernel reads; of gathered rows: to the next block of K
+  int64_t part_stride;  // to the next plane or part of the same codes
 };
 
 // Weights lie in bricks: the columns that a tile works on, times one block of K. The bricks of a few neighbouring panels
@@ -40,17 +61,20 @@ struct CodeMatrix {
 //
 // so a GEMV reads one stream, and a block of activations or tables in L1 serves several panels before the next one.
 constexpr int kPanelsTogether = 4;
+// Bytes behind the codes and the prepared codes of a line of pixels that may be read, or written, past its end.
+constexpr int kPixelSlack = 2048;
 
 struct BrickShape {
   int columns;  // of a tile: one panel, or several that a wide kernel works on at once
   int panel;    // columns of a panel, the same for all families of a tier
   int unit;     // codes that K is padded to
   int block;    // codes of K in a brick
+  int pixel;    // codes that a pixel's are padded to where pixels are prepared by themselves
 };
 
 class SegmentKernel {
  public:
-  SegmentKernel(const CodeMatrix& weights, const Tier& tier, const BrickShape& shape);
+  SegmentKernel(const CodeMatrix& weights, const Taps& taps, const Tier& tier, const BrickShape& shape);
   virtual ~SegmentKernel() = default;
 
   virtual Family family() const = 0;
@@ -61,10 +85,20 @@ class SegmentKernel {
   // Bytes that prepare() writes for `rows` rows; 0: multiply reads the gathered rows themselves.
   virtual int64_t prepared_bytes(int) const { return 0; }
   virtual void prepare(const uint8_t*, int, uint8_t*) const {}
+  // Where `rows` rows stand that prepare() wrote, or that were gathered where it has nothing to do.
+  virtual PreparedRows gathered_rows(const uint8_t* activations, int rows) const = 0;
+
+  // With taps: `pixels` pixels of pixel_codes() codes each, zeros behind them for `ahead` pixels more, to
+  // prepared_codes_bytes() of each part. `ahead`: how many pixels the next row of a pair stands behind.
+  virtual void prepare_pixels(const uint8_t* codes, int pixels, int ahead, uint8_t* out, int64_t part_stride) const = 0;
+  virtual int64_t prepared_codes_bytes(int codes) const = 0;  // of one part, a whole number of units or of pixels
+  virtual int prepared_parts() const { return 1; }
+  int pixel_codes() const { return pixel_codes_; }
+  bool taps() const { return taps_.any(); }
+
   // sums[panel][rows][columns of a panel] += sums of products of codes, shifted left; panels stand panel_sums apart.
   // `first` is a multiple of panels_together().
-  void multiply(int first, int panels, const uint8_t* activations, int rows, int shift, uint32_t* sums,
-                int64_t panel_sums) const;
+  void multiply(int first, int panels, const PreparedRows& rows, int shift, uint32_t* sums, int64_t panel_sums) const;
 
   const Tier& tier() const { return tier_; }
   int k() const { return k_; }
@@ -79,36 +113,54 @@ class SegmentKernel {
 
  protected:
   // To be called at the end of a constructor: packs all bricks, on all threads.
-  void build(const CodeMatrix& weights);
+  void build(CodeMatrix weights);
 
   virtual int64_t brick_bytes(int codes) const = 0;
   virtual void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
                           uint8_t* out) const = 0;
-  // Bytes between two blocks of activations.
-  virtual int64_t block_stride(int rows) const = 0;
-  virtual void multiply_brick(const uint8_t* weights, const uint8_t* activations, int codes, int rows, int shift,
-                              uint32_t* sums, int64_t panel_sums) const = 0;
+  virtual void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
+                              int64_t panel_sums) const = 0;
+  // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them.
+  template <class Counts, class Body>
+  static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body) {
+    const uint8_t* run = rows.first;
+    for (int first = 0; first < rows.rows; first += rows.run, run += rows.run_stride)
+      for (int row = 0, n; row < rows.run; row += n) {
+        n = std::min(most, rows.run - row);
+        body(first + row, n, run + row * rows.stride);
+        counts[n].add(1);
+      }
+  }
 
   const Tier& tier_;
 
  private:
-  int codes(int block) const { return std::min(shape_.block, k_padded_ - block * shape_.block); }
+  // A part of K whose weights are one brick: a block, or with taps what a row of the kernel reads of neighbouring pixels.
+  struct Piece {
+    int first_position, codes;
+    int line, codes_before;  // of the line
+    int64_t bytes_before;    // of a column of bricks
+  };
+  void cut();
+  std::vector<int32_t> order() const;
   int bricks_of_group(int group) const { return std::min(bricks_together_, bricks_ - group * bricks_together_); }
-  int64_t brick_offset(int group, int block, int brick) const {
-    const int64_t before = brick_bytes(shape_.block) * block * bricks_of_group(group);
-    return group * bricks_together_ * column_bytes_ + before + brick * brick_bytes(codes(block));
+  int64_t brick_offset(int group, const Piece& piece, int brick) const {
+    return group * bricks_together_ * column_bytes_ + piece.bytes_before * bricks_of_group(group) +
+           brick * brick_bytes(piece.codes);
   }
 
   const BrickShape shape_;
-  const int k_, k_padded_, bricks_, bricks_together_;
+  const Taps taps_;
+  const int k_, pixel_codes_, k_padded_, bricks_, bricks_together_;
+  std::vector<Piece> pieces_;
   int64_t column_bytes_ = 0;  // all bricks over each other
   AlignedBytes bytes_;
 };
 
-std::unique_ptr<SegmentKernel> make_dot(const CodeMatrix& weights, const Tier& tier);
-std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Tier& tier);
-std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Tier& tier);
-std::unique_ptr<SegmentKernel> make_lut6(const CodeMatrix& weights, const Tier& tier);
+std::unique_ptr<SegmentKernel> make_dot(const CodeMatrix& weights, const Taps& taps, const Tier& tier);
+std::unique_ptr<SegmentKernel> make_popcount(const CodeMatrix& weights, const Taps& taps, const Tier& tier);
+std::unique_ptr<SegmentKernel> make_lut(const CodeMatrix& weights, const Taps& taps, const Tier& tier);
+std::unique_ptr<SegmentKernel> make_lut6(const CodeMatrix& weights, const Taps& taps, const Tier& tier);
 
 // A family that can multiply these widths on a tier, or on one below it; its products a cycle where nothing but the inner
 // loop counts; and the cycles that a code of a row costs before, where they are known to count.
@@ -121,14 +173,8 @@ struct Candidate {
 // Fastest first.
 std::vector<Candidate> candidates(const Tier& tier, int w_bits, int a_bits);
 
-std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Candidate& candidate);
-
-// Adds the tiles of so many rows each that `rows` rows take.
-template <class Counts>
-void count_tiles(Counts& counts, int tile_rows, int rows) {
-  counts[tile_rows].add(rows / tile_rows);
-  if (rows % tile_rows) counts[rows % tile_rows].add(1);
-}
+std::unique_ptr<SegmentKernel> make_segment_kernel(const CodeMatrix& weights, const Taps& taps,
+                                                   const Candidate& candidate);
 
 // Scratch of one thread and purpose. Grows, never shrinks: a call must not pay for page faults of fresh megabytes.
 inline uint8_t* scratch(AlignedBytes& buffer, int64_t bytes) {

@@ -10,6 +10,7 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/pack.cpp
   ${SONIQ_CSRC}/epilogue.cpp
   ${SONIQ_CSRC}/gemm.cpp
+  ${SONIQ_CSRC}/image_run.cpp
   ${SONIQ_CSRC}/dot.cpp
   ${SONIQ_CSRC}/popcount.cpp
   ${SONIQ_CSRC}/lut.cpp

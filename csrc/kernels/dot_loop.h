@@ -93,8 +93,19 @@ template <int Count, class Body>
   repeat(std::make_integer_sequence<int, Count>(), body);
 }
 
-template <class V, int Form, int Rows>
-void dot_tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift) {
+// Gathered rows stand a constant apart, which the compiler folds into the loads; for rows of a convolution's image the
+// stride is a variable.
+template <int64_t Usual, class Body>
+[[gnu::always_inline]] inline void with_stride(int64_t stride, Body&& body) {
+  if (stride == Usual)
+    body(std::integral_constant<int64_t, Usual>());
+  else
+    body(stride);
+}
+
+template <class V, int Form, int Rows, class Stride>
+[[gnu::always_inline]] inline void dot_tile_strided(const uint8_t* weights, const uint8_t* activations, Stride stride,
+                                                    int k, uint32_t* sums, int shift) {
   constexpr int register_bytes = V::kLanes * 4;
   typename V::Sums s[Rows][V::kVectors];
   repeat<Rows>([&](auto row) { repeat<V::kVectors>([&](auto v) { s[row][v] = V::zero(); }); });
@@ -107,7 +118,7 @@ void dot_tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_
       repeat<V::kVectors>([&](auto v) { w[v][step] = V::load(weights + (step * V::kVectors + v) * register_bytes); });
     });
     repeat<Rows>([&](auto row) {
-      const auto a = V::activations(activations + row * kRowStride);
+      const auto a = V::activations(activations + row * stride);
       repeat<V::kVectors>([&](auto v) { s[row][v] = V::template dot<Form>(s[row][v], w[v], a); });
     });
     activations += 4 * V::kSteps;
@@ -119,6 +130,14 @@ void dot_tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_
       uint32_t* to = sums + (row * V::kVectors + v) * V::kLanes;
       V::store_sums(to, V::add(V::load_sums(to), V::shift_left(s[row][v], shift)));
     });
+  });
+}
+
+template <class V, int Form, int Rows>
+void dot_tile(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k, uint32_t* sums,
+              int shift) {
+  with_stride<kRowStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
+    dot_tile_strided<V, Form, Rows>(weights, activations, stride, k, sums, shift);
   });
 }
 
@@ -134,7 +153,7 @@ inline typename V::Bytes weights_of_step(const uint8_t* packed, int vector) {
 }
 
 template <class V, int Form, int Bits, int Rows>
-void dot_few(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift) {
+void dot_few(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k, uint32_t* sums, int shift) {
   constexpr int chains = Rows * V::kVectors <= 2 ? 4 : Rows * V::kVectors <= 4 ? 2 : 1;
   constexpr int unit_bytes = V::kVectors * V::kLanes * 4 * Bits;
   typename V::Sums s[Rows][V::kVectors][chains];
@@ -149,7 +168,7 @@ void dot_few(const uint8_t* weights, const uint8_t* activations, int k, uint32_t
       typename V::Bytes w[V::kVectors][1];
       repeat<V::kVectors>([&](auto v) { w[v][0] = weights_of_step<V, Bits, step>(weights, v); });
       repeat<Rows>([&](auto row) {
-        const auto a = V::activations(activations + row * kRowStride + 4 * step);
+        const auto a = V::activations(activations + row * row_stride + 4 * step);
         repeat<V::kVectors>([&](auto v) { s[row][v][chain] = V::template dot<Form>(s[row][v][chain], w[v], a); });
       });
     });

@@ -76,6 +76,7 @@ class Layer:
         streams: list[NDArray[np.uint8]],
         tier: str,
         families: list[str] = ...,
+        share_pixels: bool = ...,
     ) -> None: ...
     def run(self, codes: NDArray[np.uint8], geometry: Geometry, output: Output) -> None: ...
     def run_floats(

@@ -156,7 +156,7 @@ class Call:
         self._keep: list[NDArray[Any]] = []
 
     def run(self, geometry: _core.Geometry) -> None:
-        x, layer = self.x, self.packed.layer(self.rows)
+        x, layer = self.x, self.packed.layer(self.rows, geometry.dilation_w)
         if isinstance(x, Activations):
             layer.run(x.stored, geometry, self.output)
             return

@@ -57,7 +57,7 @@ class PackedWeights:
         self.post_scale = post_scale
         self.post_bias = post_bias
         self.scales_at_bits = scales_at_bits or {}
-        self._layers: dict[tuple[str, tuple[str, ...]], BuiltLayer] = {}  # by tier and families
+        self._layers: dict[tuple[str, tuple[str, ...], bool], BuiltLayer] = {}  # by tier, families and whether pixels are shared
         self._planned: dict[tuple[str, int], _core.Layer] = {}  # by tier and class of rows
         self._settings: object = planner.settings  # what the plans were made under
         self._output: tuple[_core.Output, dict[str, Any]] | None = None
@@ -168,19 +168,24 @@ class PackedWeights:
         return to_device(self, device)
 
     # ---- running ---------------------------------------------------------------------------------------------------
-    def layer(self, rows: int = MANY_ROWS) -> _core.Layer:
-        """The active tier's layer for a call of so many rows, chosen and built at its first use."""
+    def layer(self, rows: int = MANY_ROWS, dilation: int = 1) -> _core.Layer:
+        """The active tier's layer for a call of so many rows, chosen and built at its first use; `dilation` along lines."""
         if self._settings is not planner.settings:
             self._planned, self._settings = {}, planner.settings
-        planned, key = self._planned, (_core.active_tier(), planner.rows_class(rows))
+        planned, key = self._planned, (_core.active_tier(), planner.rows_class(rows), dilation == 1)
         layer = planned.get(key)
         if layer is None:
-            layer = planned[key] = self.built(rows).layer
+            layer = planned[key] = self.built(rows, dilation).layer
         return layer
 
-    def built(self, rows: int = MANY_ROWS) -> BuiltLayer:
+    def built(self, rows: int = MANY_ROWS, dilation: int = 1) -> BuiltLayer:
         """What `layer` gives, with the time that building it took."""
-        return self.built_of(_core.active_tier(), tuple(choice.family for choice in self.choices(rows)))
+        families = tuple(choice.family for choice in self.choices(rows))
+        return self.built_of(_core.active_tier(), families, self._shares_pixels(dilation))
+
+    def _shares_pixels(self, dilation: int) -> bool:
+        """Whether pixels are prepared once for all taps; taps must read neighbours."""
+        return dilation == 1 and self.groups == 1 and self.kernel_size != (1, 1)
 
     def choices(self, rows: int = MANY_ROWS) -> tuple[planner.Choice, ...]:
         """What multiplies each segment on the active tier, and why; empty where there is one way only."""
@@ -194,26 +199,26 @@ class PackedWeights:
         if self.planes is not None or not kept or tuple(c.family for c in wanted) in kept:
             return wanted
         best = min(kept, key=lambda families: sum(c.estimates[f] for c, f in zip(wanted, families, strict=True)))
-        kernels = self._layers[tier, best].layer.kernels
+        kernels = next(b for (t, f, _), b in self._layers.items() if (t, f) == (tier, best)).layer.kernels
         return tuple(c.kept(family, kernel) for c, (kernel, family, _) in zip(wanted, kernels, strict=True))
 
-    def built_of(self, tier: str, families: tuple[str, ...]) -> BuiltLayer:
+    def built_of(self, tier: str, families: tuple[str, ...], share_pixels: bool = False) -> BuiltLayer:
         """The layer of a tier with these kernel families, one a segment, built at its first use; () if it has one way."""
-        key = tier, families
+        key = tier, families, share_pixels
         if key not in self._layers:
             self._portable(f"the tier {tier}")
             began = time.perf_counter()
             segments = [_segment_tuple(self.plan, i, self.groups) for i in range(len(self.plan.segments))]
             layer = _core.Layer(
                 self.out_channels, self.groups, *self.kernel_size, self.plan.channels, segments,
-                _unpack_streams(self), tier, list(families),
+                _unpack_streams(self), tier, list(families), share_pixels,
             )  # fmt: skip
             self._layers[key] = BuiltLayer(layer, time.perf_counter() - began)
         return self._layers[key]
 
     def _kept(self, tier: str) -> list[tuple[str, ...]]:
         """The families of a tier whose panels are there."""
-        return [families for built_tier, families in list(self._layers) if built_tier == tier]
+        return [families for built_tier, families, _ in list(self._layers) if built_tier == tier]
 
     def _is_depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.plan.channels == self.out_channels

@@ -57,7 +57,7 @@ AlignedBytes gathered_rows(const SegmentCase& c, const SegmentKernel& kernel) {
 
 void check_segment(const Candidate& candidate, const SegmentCase& c, Random& random, Report& report) {
   constexpr int gap = 8, shift = 2;  // between the sums of two panels
-  const auto kernel = make_segment_kernel({c.w.data(), c.outputs, c.k, c.w_bits, c.a_bits}, candidate);
+  const auto kernel = make_segment_kernel({c.w.data(), c.outputs, c.k, c.w_bits, c.a_bits}, {}, candidate);
   const AlignedBytes gathered = gathered_rows(c, *kernel);
   AlignedBytes prepared(size_t(kernel->prepared_bytes(c.rows)), 0xff);
   if (!prepared.empty()) kernel->prepare(gathered.data(), c.rows, prepared.data());
@@ -75,15 +75,16 @@ void check_segment(const Candidate& candidate, const SegmentCase& c, Random& ran
       int32_t& sum = expected[column / panel * panel_sums + row * panel + column % panel];
       sum = int32_t(uint32_t(sum) + ((c.product(row, column) - lacks) << shift));
     }
-  kernel->multiply(0, panels, prepared.empty() ? gathered.data() : prepared.data(), c.rows, shift,
-                   reinterpret_cast<uint32_t*>(sums.data()), panel_sums);
+  const uint8_t* rows = prepared.empty() ? gathered.data() : prepared.data();
+  kernel->multiply(0, panels, kernel->gathered_rows(rows, c.rows), shift, reinterpret_cast<uint32_t*>(sums.data()),
+                   panel_sums);
   sums.compare(expected, std::to_string(c.rows) + " rows, K " + std::to_string(c.k), report);
 }
 
 // Every number of rows that a tile takes, alone and behind a full one; K across a block's end; and the longest run of the
 // largest codes.
 void check_family(const Candidate& candidate, int w_bits, int a_bits, Random& random, Report& report) {
-  const auto kernel = make_segment_kernel({nullptr, 0, 0, w_bits, a_bits}, candidate);
+  const auto kernel = make_segment_kernel({nullptr, 0, 0, w_bits, a_bits}, {}, candidate);
   const int tail = 1 + int(random.next() % kUnit);
   for (int rows = 1; rows <= kernel->tile_rows() + kMaxFewRows; ++rows) {
     const int k = (rows % 3 == 0 ? kBlock : 0) + tail, outputs = (rows == 2 ? kernel->columns() : 0) + 9;

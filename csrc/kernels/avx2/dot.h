@@ -91,12 +91,13 @@ struct DotSums {
 };
 
 // One step of 4 codes: use(row, v, two sums of two products for each output).
-template <int Rows, class Use>
-[[gnu::always_inline]] inline void multiply_step(const uint8_t* weights, const uint8_t* activations, Use&& use) {
+template <int Rows, class Stride, class Use>
+[[gnu::always_inline]] inline void multiply_step(const uint8_t* weights, const uint8_t* activations, Stride stride,
+                                                 Use&& use) {
   __m256i w_i8x32[kHalfVectors];
   repeat<kHalfVectors>([&](auto v) { w_i8x32[v] = in_register(load_ymm(weights + v * 32)); });
   repeat<Rows>([&](auto row) {
-    const __m256i a_u8x32 = Avx2Dot::activations(activations + row * kRowStride);
+    const __m256i a_u8x32 = Avx2Dot::activations(activations + row * stride);
     __m256i pairs_i16x16[kHalfVectors];
     repeat<kHalfVectors>([&](auto v) { pairs_i16x16[v] = in_register(_mm256_maddubs_epi16(a_u8x32, w_i8x32[v])); });
     repeat<kHalfVectors>([&](auto v) { use(row, v, pairs_i16x16[v]); });
@@ -104,8 +105,8 @@ template <int Rows, class Use>
 }
 
 // Runs of up to `Run` steps; there are few of them, and they are widened into memory.
-template <int Run, int Rows>
-[[gnu::always_inline]] inline void multiply_long_runs(const uint8_t* weights, const uint8_t* activations, int k,
+template <int Run, int Rows, class Stride>
+[[gnu::always_inline]] inline void multiply_long_runs(const uint8_t* weights, const uint8_t* activations, Stride stride, int k,
                                                       uint32_t* sums, int shift) {
   const uint8_t* const end = activations + k;
   do {
@@ -116,7 +117,7 @@ template <int Run, int Rows>
         const auto add = [&](auto row, auto v, __m256i pairs_i16x16) {
           run.lanes[row][v] = in_register(_mm256_add_epi16(run.lanes[row][v], pairs_i16x16));
         };
-        multiply_step<Rows>(weights + step * kStepBytes, activations + step * 4, add);
+        multiply_step<Rows>(weights + step * kStepBytes, activations + step * 4, stride, add);
       });
       weights += 2 * kStepBytes;
       activations += 2 * 4;
@@ -126,8 +127,8 @@ template <int Run, int Rows>
 }
 
 // Runs of exactly `Run` steps, widened in registers.
-template <int Run, int Rows>
-[[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations, int k,
+template <int Run, int Rows, class Stride>
+[[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations, Stride stride, int k,
                                                        uint32_t* sums, int shift) {
   constexpr int unrolled = most(Run, 4);
   DotSums<Rows> all;
@@ -141,7 +142,7 @@ template <int Run, int Rows>
         if constexpr (step % Run == Run - 1)
           all.lanes[row][v] = Avx2Dot::plus_products(all.lanes[row][v], pairs_i16x16, _mm256_set1_epi16(1));
       };
-      multiply_step<Rows>(weights + step * kStepBytes, activations + step * 4, add);
+      multiply_step<Rows>(weights + step * kStepBytes, activations + step * 4, stride, add);
     });
     weights += unrolled * kStepBytes;
     activations += unrolled * 4;
@@ -168,8 +169,8 @@ inline __m256i scaled_words(__m256i w_i8x32) {
 constexpr int kWordsRun = 256;
 static_assert(int64_t(256) * kWordsRun * 128 * 255 <= INT32_MAX);
 
-template <int Rows>
-[[gnu::always_inline]] inline void multiply_words(const uint8_t* weights, const uint8_t* activations, int k,
+template <int Rows, class Stride>
+[[gnu::always_inline]] inline void multiply_words(const uint8_t* weights, const uint8_t* activations, Stride stride, int k,
                                                   uint32_t* sums, int shift) {
   const uint8_t* const end = activations + 2 * k;
   do {
@@ -182,7 +183,7 @@ template <int Rows>
           repeat<kHalfVectors>(
               [&](auto v) { w_i16x16[v] = scaled_words<odd>(load_ymm(weights + step * kStepBytes + v * 32)); });
           repeat<Rows>([&](auto row) {
-            const __m256i a_i16x16 = Avx2Dot::activations(activations + row * kExpandStride + odd * 32 + step * 4);
+            const __m256i a_i16x16 = Avx2Dot::activations(activations + row * stride + odd * 32 + step * 4);
             repeat<kHalfVectors>(
                 [&](auto v) { run.lanes[row][v] = Avx2Dot::plus_products(run.lanes[row][v], a_i16x16, w_i16x16[v]); });
           });
@@ -197,16 +198,21 @@ template <int Rows>
 
 // ---- the family's table --------------------------------------------------------------------------------------------
 template <int Form, int Rows>
-void dot_tile_avx2(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift) {
-  constexpr int run = Avx2Dot::kRun[Form];
-  for (int half = 0; half < 2; ++half, weights += kStepBytes / 2, sums += 16) {
-    if constexpr (Form == Avx2Dot::kWords)
-      multiply_words<Rows>(weights, activations, k, sums, shift);
-    else if constexpr (run > 8)
-      multiply_long_runs<run, Rows>(weights, activations, k, sums, shift);
-    else
-      multiply_short_runs<run, Rows>(weights, activations, k, sums, shift);
-  }
+void dot_tile_avx2(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k, uint32_t* sums,
+                   int shift) {
+  constexpr int run = Avx2Dot::kRun[Form], usual = Form == Avx2Dot::kWords ? kExpandStride : kRowStride;
+  with_stride<usual>(row_stride, [=](auto stride) __attribute__((always_inline)) {
+    for (int half = 0; half < 2; ++half) {
+      const uint8_t* const half_weights = weights + half * kStepBytes / 2;
+      uint32_t* const half_sums = sums + half * 16;
+      if constexpr (Form == Avx2Dot::kWords)
+        multiply_words<Rows>(half_weights, activations, stride, k, half_sums, shift);
+      else if constexpr (run > 8)
+        multiply_long_runs<run, Rows>(half_weights, activations, stride, k, half_sums, shift);
+      else
+        multiply_short_runs<run, Rows>(half_weights, activations, stride, k, half_sums, shift);
+    }
+  });
 }
 
 template <int Form, int... Rows>

@@ -48,7 +48,10 @@ constexpr int kPackedUnit =
 struct PairSums {
   __m256i pairs_u8x32[2];
 
-  explicit PairSums(__m256i codes_u8x32) {
+  // Every second group of four codes to each half of the register, so that tables come out in the order of their codes.
+  explicit PairSums(const uint8_t* codes) {
+    const __m256i codes_u8x32 =
+        _mm256_permutevar8x32_epi32(load_ymm(codes), _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
     const __m256i first_u16x16 = _mm256_slli_epi16(codes_u8x32, 8);  // 0, a
     const __m256i second_u16x16 = _mm256_add_epi16(                  // b, a + b
         _mm256_add_epi16(first_u16x16, _mm256_srli_epi16(codes_u8x32, 8)),
@@ -69,7 +72,7 @@ inline __m256i table_of_pairs(__m256i pairs_u8x32) {
 
 void tables_avx2(const uint8_t* codes, int units, uint8_t* tables) {
   for (int unit = 0; unit < units; ++unit, tables += 128) {
-    const PairSums sums(load_ymm(codes + unit * 32));
+    const PairSums sums(codes + unit * 32);
     repeat<2>([&](auto half) {
       store_ymm(tables + half * 64, table_of_pairs<0>(sums.pairs_u8x32[half]));
       store_ymm(tables + half * 64 + 32, table_of_pairs<2>(sums.pairs_u8x32[half]));
@@ -77,11 +80,12 @@ void tables_avx2(const uint8_t* codes, int units, uint8_t* tables) {
   }
 }
 
-// The groups of a unit in the order of their tables: those of the low nibbles and those of the high ones take turns.
-template <int Group>
-inline __m256i index_of_group(const uint8_t* packed) {
-  const __m256i bytes = load_ymm(packed + Group / 2 * kAvx2LutVectors * 32);
-  return _mm256_and_si256(Group % 2 ? _mm256_srli_epi16(bytes, 4) : bytes, _mm256_set1_epi8(0x0f));
+// Groups of low nibbles, 0..3, and those of high ones, 4..7, take turns.
+constexpr int group_of_turn(int turn) { return turn / 2 + turn % 2 * 4; }
+template <int Turn>
+inline __m256i index_of_turn(const uint8_t* packed) {
+  const __m256i bytes = load_ymm(packed + Turn / 2 * kAvx2LutVectors * 32);
+  return _mm256_and_si256(Turn % 2 ? _mm256_srli_epi16(bytes, 4) : bytes, _mm256_set1_epi8(0x0f));
 }
 
 // The next plane or brick is unpacked when all rows have passed this one: time enough to fetch it into L2.
@@ -94,9 +98,9 @@ inline void prefetch_next_plane(const uint8_t* packed_unit) {
 void indexes_avx2(const uint8_t* weights, int units, uint8_t* indexes) {
   for (int unit = 0; unit < units; ++unit, weights += kPackedUnit, indexes += 2 * kPackedUnit) {
     prefetch_next_plane(weights);
-    repeat<8>([&](auto group) {
+    repeat<8>([&](auto turn) {
       repeat<kAvx2LutVectors>([&](auto v) {
-        store_ymm(indexes + (group * kAvx2LutVectors + v) * 32, index_of_group<group>(weights + v * 32));
+        store_ymm(indexes + (turn * kAvx2LutVectors + v) * 32, index_of_turn<turn>(weights + v * 32));
       });
     });
   }
@@ -107,22 +111,22 @@ template <bool Packed>
 struct LutWeights {
   static constexpr int kUnitBytes = Packed ? kPackedUnit : 2 * kPackedUnit;
 
-  template <int Group>
+  template <int Turn>
   [[gnu::always_inline]] static __m256i index(const uint8_t* weights) {
-    if constexpr (Packed) return in_register(index_of_group<Group>(weights));
-    return in_register(load_ymm(weights + Group * kAvx2LutVectors * 32));
+    if constexpr (Packed) return in_register(index_of_turn<Turn>(weights));
+    return in_register(load_ymm(weights + Turn * kAvx2LutVectors * 32));
   }
 };
 
-// One group of four codes: use(row, v, what 32 outputs find). A row looks up all before anything is added: a tenth faster
+// The group of four codes of a turn: use(row, v, what 32 outputs find). A row looks up all before anything is added: a tenth faster
 // than by turns.
-template <bool Packed, int Group, int Rows, class Use>
-[[gnu::always_inline]] inline void look_up(const uint8_t* weights, const uint8_t* tables, Use&& use) {
+template <bool Packed, int Turn, int Rows, class Use>
+[[gnu::always_inline]] inline void look_up(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, Use&& use) {
   __m256i index_u8x32[kAvx2LutVectors];
   repeat<kAvx2LutVectors>(
-      [&](auto v) { index_u8x32[v] = LutWeights<Packed>::template index<Group>(weights + v * 32); });
+      [&](auto v) { index_u8x32[v] = LutWeights<Packed>::template index<Turn>(weights + v * 32); });
   repeat<Rows>([&](auto row) {
-    const auto* table = reinterpret_cast<const __m128i*>(tables + row * kTableStride + Group * 16);
+    const auto* table = reinterpret_cast<const __m128i*>(tables + row * row_stride + group_of_turn(Turn) * 16);
     const __m256i table_u8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
     __m256i found_u8x32[kAvx2LutVectors];
     repeat<kAvx2LutVectors>(
@@ -166,20 +170,20 @@ template <int Rows>
 }
 
 template <int ABits, int Rows, bool Packed>
-void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
-                   int shift) {
+void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int units, uint32_t* sums,
+                   int64_t panel_sums, int shift) {
   constexpr int per_byte = lookups_per_byte(ABits), units_per_byte = most(1, per_byte / 8);
   constexpr int run = least(per_byte, 8);
   __m256i bytes_u8x32[Rows][kAvx2LutVectors];
   WideSums wide[Rows][kAvx2LutVectors];
   const auto widen = [&](auto row, auto v) __attribute__((always_inline)) { wide[row][v].add(bytes_u8x32[row][v]); };
   const auto unit = [&](auto first) __attribute__((always_inline)) {
-    repeat<8>([&](auto group) {
-      look_up<Packed, group, Rows>(weights, tables, [&](auto row, auto v, __m256i found_u8x32) {
-        constexpr bool starts = units_per_byte > 1 ? first && group == 0 : group % run == 0;
+    repeat<8>([&](auto turn) {
+      look_up<Packed, turn, Rows>(weights, tables, row_stride, [&](auto row, auto v, __m256i found_u8x32) {
+        constexpr bool starts = units_per_byte > 1 ? first && turn == 0 : turn % run == 0;
         if constexpr (!starts) found_u8x32 = _mm256_add_epi8(bytes_u8x32[row][v], found_u8x32);
         bytes_u8x32[row][v] = in_register(found_u8x32);
-        if constexpr (units_per_byte == 1 && group % run == run - 1) widen(row, v);
+        if constexpr (units_per_byte == 1 && turn % run == run - 1) widen(row, v);
       });
     });
     tables += 128;
@@ -221,8 +225,8 @@ struct NibbleSums {
 };
 
 template <int Rows>
-void lut_pair_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t panel_sums,
-                        int shift) {
+void lut_pair_tile_avx2(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int units, uint32_t* sums,
+                        int64_t panel_sums, int shift) {
   constexpr int pairs = (Rows + 1) / 2, units_per_byte = lookups_per_byte(1) / 8;
   static_assert(3 * 4 <= 15 && units_per_byte * 8 * 4 <= 255);  // nibbles, and bytes of `second`
   NibbleSums narrow[pairs][kAvx2LutVectors];
@@ -234,10 +238,10 @@ void lut_pair_tile_avx2(const uint8_t* weights, const uint8_t* tables, int units
     const uint8_t* const full = least(tables + units_per_byte * 128, end);
     each_register<pairs>([&](auto pair, auto v) { narrow[pair][v].clear(); });
     do {
-      repeat<8>([&](auto group) {
-        look_up<false, group, pairs>(weights, tables, [&](auto pair, auto v, __m256i found_u4x64) {
-          narrow[pair][v].template add<group % 3 == 0>(found_u4x64);
-          if constexpr (group % 3 == 2 || group == 7) narrow[pair][v].widen();
+      repeat<8>([&](auto turn) {
+        look_up<false, turn, pairs>(weights, tables, row_stride, [&](auto pair, auto v, __m256i found_u4x64) {
+          narrow[pair][v].template add<turn % 3 == 0>(found_u4x64);
+          if constexpr (turn % 3 == 2 || turn == 7) narrow[pair][v].widen();
         });
       });
       tables += 128;
@@ -273,6 +277,7 @@ constexpr LutFamily lut_family_avx2(std::integer_sequence<int, ABits...>) {
   family.columns = 32 * kAvx2LutVectors;
   family.place = lut_place_avx2;
   family.tables = tables_avx2;
+  family.pixel = 4;
   family.indexes = indexes_avx2;
   family.paired_bits = 1;
   family.few_rows = kAvx2LutRows;

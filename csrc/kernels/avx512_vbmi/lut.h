@@ -48,8 +48,9 @@ inline __m512i lut_index(__m512i packed, __m512i low_nibble, __m512i group) {
 constexpr int kLutPrefetch = 4096;  // bytes ahead: a GEMV's weights come from far away, and across pages
 
 // With a row or two an output has two sums, one a half: a sum takes part in a product every few cycles only.
-template <int Rows>
-void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uint32_t* sums, int64_t, int shift) {
+template <int Rows, class Stride>
+[[gnu::always_inline]] inline void lut_tile_strided(const uint8_t* weights, const uint8_t* tables, Stride stride,
+                                                    int units, uint32_t* sums, int shift) {
   constexpr int chains = Rows <= 2 ? 2 : 1;
   const __m512i low_nibble = _mm512_set1_epi8(0x0f), group = _mm512_set1_epi32(0x30201000), ones = _mm512_set1_epi8(1);
   __m512i sums_i32x16[Rows][kLutVectors][chains];
@@ -70,7 +71,7 @@ void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uin
     repeat<2>([&](auto half) {
       constexpr int chain = half % chains;
       repeat<Rows>([&](auto row) {
-        const __m512i tables_u8x64 = _mm512_loadu_si512(tables + row * kTableStride + half * 64);
+        const __m512i tables_u8x64 = _mm512_loadu_si512(tables + row * stride + half * 64);
         repeat<kLutVectors>([&](auto v) {
           const __m512i found_u8x64 = _mm512_permutexvar_epi8(index_u8x64[half][v], tables_u8x64);
           sums_i32x16[row][v][chain] = _mm512_dpbusd_epi32(sums_i32x16[row][v][chain], found_u8x64, ones);
@@ -92,6 +93,14 @@ void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int units, uin
   });
 }
 
+template <int Rows>
+void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int units, uint32_t* sums, int64_t,
+                   int shift) {
+  with_stride<kTableStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
+    lut_tile_strided<Rows>(weights, tables, stride, units, sums, shift);
+  });
+}
+
 template <int... Rows>
 constexpr LutFamily lut_family_vbmi(std::integer_sequence<int, Rows...>) {
   LutFamily family{};
@@ -99,6 +108,7 @@ constexpr LutFamily lut_family_vbmi(std::integer_sequence<int, Rows...>) {
   family.columns = 16 * kLutVectors;
   family.place = [](int column, int group) { return column * 4 + group; };
   family.tables = tables_vbmi;
+  family.pixel = 16;
   for (int a_bits = 2; a_bits <= kMaxLutBits;
        ++a_bits) {  // sums go straight to 32 bits: one kernel; 1 bit is popcount's
     family.rate[a_bits] = 193;

@@ -111,8 +111,8 @@ inline void add_sixty_four(uint32_t* first_panel, uint32_t* second_panel, __m512
 }
 
 template <int ABits, int Rows, int Vectors>
-void lut6_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int groups, uint32_t* sums, int64_t panel_sums,
-                    int shift) {
+void lut6_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int groups, uint32_t* sums,
+                    int64_t panel_sums, int shift) {
   constexpr int per_byte = lut6_lookups_per_byte(ABits);
   // words: even bytes + 256 * odd bytes, modulo 2^16
   __m512i bytes_u8x64[Rows][Vectors], words_u16x32[Rows][Vectors], odd_u16x32[Rows][Vectors];
@@ -124,7 +124,7 @@ void lut6_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int groups, u
     __m512i index_u8x64[Vectors];
     repeat<Vectors>([&](auto v) { index_u8x64[v] = in_register(_mm512_loadu_si512(weights + v * 64)); });
     repeat<Rows>([&](auto row) {
-      const __m512i table_u8x64 = _mm512_loadu_si512(tables + row * kLut6Stride);
+      const __m512i table_u8x64 = _mm512_loadu_si512(tables + row * row_stride);
       repeat<Vectors>([&](auto v) {
         __m512i found_u8x64 = _mm512_permutexvar_epi8(index_u8x64[v], table_u8x64);
         if constexpr (!first) found_u8x64 = _mm512_add_epi8(bytes_u8x64[row][v], found_u8x64);

@@ -33,8 +33,9 @@ void planes_avx512(const uint8_t* codes, int words, uint8_t* planes, int64_t pla
   }
 }
 
-template <int Rows>
-void popcount_tile_avx512(const uint8_t* weights, const uint8_t* activations, int words, uint32_t* sums, int shift) {
+template <int Rows, class Stride>
+[[gnu::always_inline]] inline void popcount_tile_strided(const uint8_t* weights, const uint8_t* activations,
+                                                         Stride stride, int words, uint32_t* sums, int shift) {
   constexpr int vectors = Avx512Popcount::kVectors;
   __m512i sums_u64x8[Rows][vectors];
   repeat<Rows>([&](auto row) { repeat<vectors>([&](auto v) { sums_u64x8[row][v] = _mm512_setzero_si512(); }); });
@@ -45,7 +46,7 @@ void popcount_tile_avx512(const uint8_t* weights, const uint8_t* activations, in
     repeat<vectors>([&](auto v) { weights_b512[v] = _mm512_loadu_si512(weights + v * 64); });
     repeat<Rows>([&](auto row) {
       int64_t word;
-      std::memcpy(&word, activations + row * kRowStride, 8);
+      std::memcpy(&word, activations + row * stride, 8);
       const __m512i word_b512 = _mm512_set1_epi64(word);
       repeat<vectors>([&](auto v) {
         const __m512i counts_u64x8 = _mm512_popcnt_epi64(_mm512_and_si512(weights_b512[v], word_b512));
@@ -63,6 +64,14 @@ void popcount_tile_avx512(const uint8_t* weights, const uint8_t* activations, in
       const __m256i sums_u32x8 = _mm512_cvtepi64_epi32(sums_u64x8[row][v]);
       _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_sll_epi32(sums_u32x8, by)));
     });
+  });
+}
+
+template <int Rows>
+void popcount_tile_avx512(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int words,
+                          uint32_t* sums, int shift) {
+  with_stride<kRowStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
+    popcount_tile_strided<Rows>(weights, activations, stride, words, sums, shift);
   });
 }
 

@@ -92,8 +92,8 @@ void lut_indexes_neon(const uint8_t* packed, int units, uint8_t* indexes) {
 
 // ---- look up -------------------------------------------------------------------------------------------------------
 template <int Rows>
-SONIQ_AS_WRITTEN void lut_tile_neon(const uint8_t* indexes, const uint8_t* tables, int units, uint32_t* sums,
-                                    int64_t panel_sums, int shift) {
+SONIQ_AS_WRITTEN void lut_tile_neon(const uint8_t* indexes, const uint8_t* tables, int64_t row_stride, int units,
+                                    uint32_t* sums, int64_t panel_sums, int shift) {
   constexpr int registers = kNeonLutRegisters;
   uint16x8_t sums_u16x8[Rows][registers];
   repeat<Rows>([&](auto row) { repeat<registers>([&](auto v) { sums_u16x8[row][v] = vdupq_n_u16(0); }); });
@@ -106,7 +106,7 @@ SONIQ_AS_WRITTEN void lut_tile_neon(const uint8_t* indexes, const uint8_t* table
       repeat<registers>([&](auto v) { index_u8x16[v] = vld1q_u8(indexes + (pair * registers + v) * 16); });
       repeat<Rows + 1>([&](auto next) {
         if constexpr (next < Rows) {
-          const uint8x16x2_t tables_u8x32 = vld1q_u8_x2(tables + next * kTableStride + pair * 32);
+          const uint8x16x2_t tables_u8x32 = vld1q_u8_x2(tables + next * row_stride + pair * 32);
           repeat<registers>(
               [&](auto v) { found_u8x16[next][v] = in_register(vqtbl2q_u8(tables_u8x32, index_u8x16[v])); });
         }
@@ -133,6 +133,7 @@ constexpr LutFamily lut_family_neon(int rate, double table_cycles, std::integer_
   family.panel = kNeonPanel;
   family.place = lut_place_neon;
   family.tables = lut_tables_neon;
+  family.pixel = 8;
   family.table_cycles = table_cycles;
   family.indexes = lut_indexes_neon;
   for (int a_bits = 1; a_bits <= kMaxLutBits; ++a_bits) {

@@ -75,7 +75,8 @@ inline int steps_of_run(int words, int most) {
 }
 
 template <class Counts, int Rows>
-void popcount_tile_neon(const uint8_t* weights, const uint8_t* activations, int words, uint32_t* sums, int shift) {
+void popcount_tile_neon(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int words,
+                        uint32_t* sums, int shift) {
   constexpr int registers = kNeonPopcountRegisters;
   const int32x4_t by = vdupq_n_s32(shift);
   const uint8_t* const end = activations + words * kNeonWord;
@@ -88,7 +89,7 @@ void popcount_tile_neon(const uint8_t* weights, const uint8_t* activations, int 
       uint8x16_t weights_b128[registers];
       repeat<registers>([&](auto v) { weights_b128[v] = vld1q_u8(weights + v * 16); });
       repeat<Rows>([&](auto row) {
-        const uint8x16_t word_b128 = vld1q_u8(activations + row * kRowStride);
+        const uint8x16_t word_b128 = vld1q_u8(activations + row * row_stride);
         repeat<registers>(
             [&](auto v) { s[row][v] = Counts::add(s[row][v], vcntq_u8(vandq_u8(weights_b128[v], word_b128))); });
       });

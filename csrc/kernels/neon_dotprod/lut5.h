@@ -94,8 +94,8 @@ static_assert(lut5_run(3) == 6 && lut5_run(4) == 3);
 static_assert((kBlock + 4) / 5 * kLut5Codes * 15 <= 65535);  // 16 bits hold a block
 
 template <int Run, int Rows>
-SONIQ_AS_WRITTEN void lut5_tile_neon(const uint8_t* weights, const uint8_t* tables, int groups, uint32_t* sums,
-                                     int64_t panel_sums, int shift) {
+SONIQ_AS_WRITTEN void lut5_tile_neon(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int groups,
+                                     uint32_t* sums, int64_t panel_sums, int shift) {
   constexpr int registers = kLut5Registers;
   uint8x16_t bytes_u8x16[Rows][registers];
   uint16x8_t low_u16x8[Rows][registers], high_u16x8[Rows][registers];
@@ -108,7 +108,7 @@ SONIQ_AS_WRITTEN void lut5_tile_neon(const uint8_t* weights, const uint8_t* tabl
     repeat<registers>([&](auto v) { index_u8x16[v] = vld1q_u8(weights + v * 16); });
     repeat<Rows + 1>([&](auto next) {
       if constexpr (next < Rows) {
-        const uint8x16x2_t table_u8x32 = vld1q_u8_x2(tables + next * kLut5Stride);
+        const uint8x16x2_t table_u8x32 = vld1q_u8_x2(tables + next * row_stride);
         repeat<registers>([&](auto v) { found_u8x16[next][v] = in_register(vqtbl2q_u8(table_u8x32, index_u8x16[v])); });
       }
       if constexpr (next > 0) {

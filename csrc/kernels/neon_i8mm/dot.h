@@ -45,7 +45,8 @@ struct NeonI8mmDot : NeonVocabulary {
   }
 
   template <int Rows>
-  static void tile(const uint8_t* weights, const uint8_t* activations, int k, uint32_t* sums, int shift) {
+  static void tile(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k, uint32_t* sums,
+                   int shift) {
     constexpr int pairs = (Rows + 1) / 2, chains = pairs == 1 ? 4 : pairs == 2 ? 2 : 1;
     Sums s[pairs][kColumnPairs][chains];
     repeat<pairs>([&](auto pair) {
@@ -58,7 +59,7 @@ struct NeonI8mmDot : NeonVocabulary {
         Bytes w[kColumnPairs];
         repeat<kColumnPairs>([&](auto c) { w[c] = load(weights + c * 16); });
         repeat<pairs>([&](auto pair) {
-          const Bytes a = load(activations + pair * kExpandStride);
+          const Bytes a = load(activations + pair * row_stride);
           repeat<kColumnPairs>([&](auto c) { s[pair][c][chain] = vmmlaq_u32(s[pair][c][chain], a, w[c]); });
         });
         activations += 2 * kCodes;
