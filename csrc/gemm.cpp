@@ -37,7 +37,6 @@ constexpr int kRowsWorthSharing = 32;
 
 int div_up(int n, int unit) { return (n + unit - 1) / unit; }
 
-
 class PanelRun {
  public:
   PanelRun(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output)

@@ -156,8 +156,13 @@ class ImageRun {
     const int64_t pixel_bytes = layer_.kernel(0, s).prepared_codes_bytes(from.codes);
     const uint8_t* first =
         from.prepared + int64_t(line) * g_.stride_h * from.line_bytes + ow * g_.stride_w * pixel_bytes;
-    return {first,           lines * width, width, g_.stride_w * pixel_bytes, g_.stride_h * from.line_bytes,
-            g_.dilation_h * from.line_bytes, from.part_stride};
+    return {first,
+            lines * width,
+            width,
+            g_.stride_w * pixel_bytes,
+            g_.stride_h * from.line_bytes,
+            g_.dilation_h * from.line_bytes,
+            from.part_stride};
   }
 
   void multiply_span(const PreparedRows* rows, int64_t m0, int count, int span) {
@@ -168,7 +173,8 @@ class ImageRun {
     const int n0 = span * panels_ * columns_, cols = std::min(panels_ * columns_, layer_.shape().outputs - n0);
     for (int s = 0; s < layer_.segments(); ++s)
       if (lines_[s].channels > 0)
-        layer_.kernel(0, s).multiply(span * panels_, div_up(cols, columns_), rows[s], layer_.shift(s), sums, panel_sums);
+        layer_.kernel(0, s).multiply(span * panels_, div_up(cols, columns_), rows[s], layer_.shift(s), sums,
+                                     panel_sums);
     epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, count, n0, cols);
   }
 

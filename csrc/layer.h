@@ -64,7 +64,8 @@ class Layer {
  public:
   // streams[s]: codes of segment s, [output][tap][channel of the output's group]. families: one a segment, of its
   // candidates; none: those with the highest ceilings. share_pixels: a convolution without dilation along its lines and
-  // without groups prepares each pixel once for all taps; otherwise rows are gathered, which serves every geometry.
+  // without groups prepares each pixel once for all taps, unless that is mostly padding; otherwise rows are gathered, which
+  // serves every geometry.
   Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families = {},
         bool share_pixels = false);
 
@@ -96,6 +97,7 @@ class Layer {
   Family choose_family();
   void build_kernels(const uint8_t* const* streams, const std::vector<Family>& families, const Taps& taps);
   void build_levels(const uint8_t* const* streams);
+  bool mostly_padding() const;
   void copy_streams(const uint8_t* const* streams);
   void sum_taps(const uint8_t* const* streams);
 

@@ -17,9 +17,8 @@ namespace {
 class LutSegment final : public SegmentKernel {
  public:
   LutSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
-      : SegmentKernel(
-            weights, taps, tier,
-            {tier.table->lut->columns, tier.table->lut->panel, kUnit, kBlock, tier.table->lut->pixel}),
+      : SegmentKernel(weights, taps, tier,
+                      {tier.table->lut->columns, tier.table->lut->panel, kUnit, kBlock, tier.table->lut->pixel}),
         family_(*tier.table->lut),
         w_bits_(weights.w_bits),
         parts_(parts_of(weights.a_bits)) {
@@ -46,8 +45,10 @@ class LutSegment final : public SegmentKernel {
     tier_.counters.tables.add(1);
   }
   PreparedRows gathered_rows(const uint8_t* prepared, int rows) const override {
-    const int64_t part = part_stride(parts_[0], rows);  // of all parts the same: those of two bits and more are not paired
-    return {prepared, rows, rows, kTableStride / rows_of_table(parts_[0], rows), 0, int64_t(parts_.size()) * part, part};
+    const int64_t part =
+        part_stride(parts_[0], rows);  // of all parts the same: those of two bits and more are not paired
+    return {prepared, rows, rows, kTableStride / rows_of_table(parts_[0], rows), 0, int64_t(parts_.size()) * part,
+            part};
   }
 
   void prepare_pixels(const uint8_t* codes, int pixels, int ahead, uint8_t* out, int64_t part_stride) const override {

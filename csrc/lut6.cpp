@@ -27,7 +27,9 @@ class Lut6Segment final : public SegmentKernel {
   const char* form() const override { return family_.name; }
   int tile_rows() const override { return family_.tile_rows; }
 
-  int64_t prepared_bytes(int rows) const override { return int64_t(blocks()) * gathered_rows(nullptr, rows).line_stride; }
+  int64_t prepared_bytes(int rows) const override {
+    return int64_t(blocks()) * gathered_rows(nullptr, rows).line_stride;
+  }
 
   void prepare(const uint8_t* gathered, int rows, uint8_t* prepared) const override {
     for (int k = 0; k < k_padded(); k += kBlock, gathered += int64_t(rows) * kRowStride)

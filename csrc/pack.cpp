@@ -50,8 +50,8 @@ void SegmentKernel::cut() {
   for (int line = 0; line < lines; ++line)
     for (int at = 0; at < line_codes; at += shape_.block) {
       const int codes = std::min(shape_.block, line_codes - at);
-      pieces_.push_back({line * line_codes + at, codes, taps_.any() ? line : at / shape_.block, taps_.any() ? at : 0,
-                         column_bytes_});
+      pieces_.push_back(
+          {line * line_codes + at, codes, taps_.any() ? line : at / shape_.block, taps_.any() ? at : 0, column_bytes_});
       column_bytes_ += brick_bytes(codes);
     }
 }
@@ -158,8 +158,9 @@ Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, 
     : shape_(std::move(shape)), tier_(tier), kernel_tier_(&tier), family_(choose_family()) {
   if (family_ == Family::depthwise) build_levels(streams);
   if (family_ == Family::dot) {
-    const bool shares = share_pixels && shape_.groups == 1 && shape_.taps() > 1;
-    build_kernels(streams, families, shares ? Taps{shape_.kernel_h, shape_.kernel_w} : Taps{});
+    if (share_pixels && shape_.groups == 1 && shape_.taps() > 1)
+      build_kernels(streams, families, {shape_.kernel_h, shape_.kernel_w});
+    if (!shares_pixels() || mostly_padding()) build_kernels(streams, families, {});
     sum_taps(streams);
   }
   if (family_ == Family::reference) copy_streams(streams);
@@ -189,6 +190,7 @@ Candidate candidate(const Tier& tier, const Segment& segment, const Family* aske
 }  // namespace
 
 void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Family>& families, const Taps& taps) {
+  kernels_.clear();
   std::vector<const uint8_t*> at(streams, streams + segments());
   for (int g = 0; g < shape_.groups; ++g)
     for (int s = 0; s < segments(); ++s) {
@@ -201,6 +203,13 @@ void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Famil
     }
   family_ = kernels_[0]->family();
   kernel_tier_ = &kernels_[0]->tier();
+}
+
+// Few channels in pixels that are padded to a register, say: products with zeros cost more than gathering does.
+bool Layer::mostly_padding() const {
+  int64_t k = 0, k_padded = 0;
+  for (const auto& kernel : kernels_) k += kernel->k(), k_padded += kernel->k_padded();
+  return k_padded * 3 > k * 4;
 }
 
 void Layer::copy_streams(const uint8_t* const* streams) {

@@ -95,8 +95,8 @@ def force(monkeypatch, family_of: dict[tuple[int, int], str]) -> None:
     """A family for each pair of widths."""
     choose = planner.choose
 
-    def forced(tier, w_bits, a_bits, rows, n, k):
-        return dataclasses.replace(choose(tier, w_bits, a_bits, rows, n, k), family=family_of[w_bits, a_bits])
+    def forced(tier, w_bits, a_bits, rows, n, k, taps=1):
+        return dataclasses.replace(choose(tier, w_bits, a_bits, rows, n, k, taps), family=family_of[w_bits, a_bits])
 
     monkeypatch.setattr(planner, "choose", forced)
 

@@ -40,19 +40,19 @@ class Cost:
     prepare_ns_per_code: tuple[float, ...]
     pack_ns_per_weight: float
 
-    def ns(self, rows: int, n: int, k: float) -> float:
-        """Of a product [rows, k] x [k, n] on one thread.
+    def ns(self, rows: int, n: int, k: float, taps: int = 1) -> float:
+        """Of a product [rows, k] x [k, n] on one thread, where every code of `rows` is read by so many taps.
 
         From one measured M to the next the time grows evenly: a kernel pays for its panels, and then for every row.
         """
         m = max(1, rows_class(rows))
         i = 1 if m > ROWS[1] else 0
-        low, high = (self._ns_measured(j, n, k) for j in (i, i + 1))
+        low, high = (self._ns_measured(j, n, k, taps) for j in (i, i + 1))
         return (low + (high - low) * (m - ROWS[i]) / (ROWS[i + 1] - ROWS[i])) * rows / m
 
-    def _ns_measured(self, i: int, n: int, k: float) -> float:
+    def _ns_measured(self, i: int, n: int, k: float, taps: int) -> float:
         computed = -(-n // self.columns) * self.columns
-        return ROWS[i] * k * (self.prepare_ns_per_code[i] + computed / self.products_per_ns[i])
+        return ROWS[i] * k * (self.prepare_ns_per_code[i] / taps + computed / self.products_per_ns[i])
 
 
 Pairs = dict[tuple[int, int], dict[str, Cost]]

@@ -64,12 +64,12 @@ def explain(x: Any, packed: PackedWeights) -> Explanation:
     return explain_rows(x, packed, math.prod(shape[:-1]))
 
 
-def explain_rows(x: Any, packed: PackedWeights, rows: int) -> Explanation:
-    """The explanation of a call with so many output rows."""
+def explain_rows(x: Any, packed: PackedWeights, rows: int, dilation: int = 1) -> Explanation:
+    """The explanation of a call with so many output rows; `dilation` along the lines of an image."""
     if isinstance(x, Activations):
         _require_same_plan(x, packed)
-    layer, pack_seconds = packed.built(rows)
-    choices, kernels = packed.choices(rows), list(dict.fromkeys(layer.kernels))
+    layer, pack_seconds = packed.built(rows, dilation)
+    choices, kernels = packed.choices(rows, dilation), list(dict.fromkeys(layer.kernels))
     tiers, families = (" + ".join(dict.fromkeys(k[i] for k in kernels)) for i in (0, 1))
     why = [c.reason for c in choices] + [_reason(layer.tier, tier, family) for tier, family, _ in kernels]
     return Explanation(

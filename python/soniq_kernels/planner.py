@@ -1,6 +1,6 @@
 """Which kernel family multiplies a segment: the one that the table of costs says is fastest. docs/planner.md.
 
-    time = M * K * (prepare + N / products_per_ns)
+    time = M * K * (prepare / taps + N / products_per_ns)          taps: that share a prepared pixel, 1 in a GEMM
 
 `soniq calibrate` measures the table on a machine; `SONIQ_FAMILY=lut` or `planner.use("lut")` forces a family. The result
 is the same whatever is chosen.
@@ -98,11 +98,12 @@ def _costs_of(tier: str, w_bits: int, a_bits: int, families: list[str]) -> tuple
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------
-def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float) -> Choice:
+def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float, taps: int = 1) -> Choice:
     """The family for a product of codes [rows, k] x [k, n] on a tier of `isa.available()`; a segment is chosen by itself.
 
     Args:
-        rows: M of the call, planned for as `rows_class(rows)`. n, k: of a group of the layer.
+        rows: M of the call, planned for as `rows_class(rows)`. n, k: of a group of the layer. taps: that read each
+            prepared code, where a convolution shares its pixels.
 
     Raises:
         ValueError: a tier without families to choose from ("reference"), or bits outside 1..8.
@@ -113,10 +114,10 @@ def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float) -> 
         raise ValueError(f"the tier {tier} has no kernel families to choose from; take another one of isa.available()")
     found = _costs_of(tier, w, a, [family for family, *_ in candidates])
     if found is None:
-        times = {family: rows * k * (prepare + n / rate) / NOMINAL_GHZ for family, _, rate, prepare in candidates}
+        times = {f: rows * k * (prepare / taps + n / rate) / NOMINAL_GHZ for f, _, rate, prepare in candidates}
         source = f"ceilings of the inner loops; the table has no numbers for {tier}, `soniq calibrate` measures them"
     else:
-        times, source = {family: found[0][family].ns(rows, n, k) for family, *_ in candidates}, found[1]
+        times, source = {family: found[0][family].ns(rows, n, k, taps) for family, *_ in candidates}, found[1]
     if n * k * w / 8 > CACHE_BYTES:
         times = {family: _from_memory_ns(family, ns, w, n * k) for family, ns in times.items()}
     estimates = dict(sorted(times.items(), key=lambda item: (item[1], FAMILIES.index(item[0]))))

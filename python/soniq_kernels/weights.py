@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +58,10 @@ class PackedWeights:
         self.post_scale = post_scale
         self.post_bias = post_bias
         self.scales_at_bits = scales_at_bits or {}
-        self._layers: dict[tuple[str, tuple[str, ...], bool], BuiltLayer] = {}  # by tier, families and whether pixels are shared
-        self._planned: dict[tuple[str, int], _core.Layer] = {}  # by tier and class of rows
+        self._layers: dict[
+            tuple[str, tuple[str, ...], bool], BuiltLayer
+        ] = {}  # by tier, families and whether pixels are shared
+        self._planned: dict[tuple[str, int, bool], _core.Layer] = {}  # by tier and class of rows
         self._settings: object = planner.settings  # what the plans were made under
         self._output: tuple[_core.Output, dict[str, Any]] | None = None
 
@@ -180,20 +183,22 @@ class PackedWeights:
 
     def built(self, rows: int = MANY_ROWS, dilation: int = 1) -> BuiltLayer:
         """What `layer` gives, with the time that building it took."""
-        families = tuple(choice.family for choice in self.choices(rows))
+        families = tuple(choice.family for choice in self.choices(rows, dilation))
         return self.built_of(_core.active_tier(), families, self._shares_pixels(dilation))
 
     def _shares_pixels(self, dilation: int) -> bool:
         """Whether pixels are prepared once for all taps; taps must read neighbours."""
         return dilation == 1 and self.groups == 1 and self.kernel_size != (1, 1)
 
-    def choices(self, rows: int = MANY_ROWS) -> tuple[planner.Choice, ...]:
+    def choices(self, rows: int = MANY_ROWS, dilation: int = 1) -> tuple[planner.Choice, ...]:
         """What multiplies each segment on the active tier, and why; empty where there is one way only."""
         tier, n, k = _core.active_tier(), self.out_channels // self.groups, self._k_of_segments()
+        taps = math.prod(self.kernel_size) if self._shares_pixels(dilation) else 1
         if not _core.candidates(tier, 8, 8) or self._is_depthwise():
             return ()
         wanted = tuple(
-            planner.choose(tier, s.w.bits, s.a.bits, rows, n, k_s) for s, k_s in zip(self.plan.segments, k, strict=True)
+            planner.choose(tier, s.w.bits, s.a.bits, rows, n, k_s, taps)
+            for s, k_s in zip(self.plan.segments, k, strict=True)
         )
         kept = self._kept(tier)
         if self.planes is not None or not kept or tuple(c.family for c in wanted) in kept:

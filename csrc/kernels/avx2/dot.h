@@ -106,8 +106,8 @@ template <int Rows, class Stride, class Use>
 
 // Runs of up to `Run` steps; there are few of them, and they are widened into memory.
 template <int Run, int Rows, class Stride>
-[[gnu::always_inline]] inline void multiply_long_runs(const uint8_t* weights, const uint8_t* activations, Stride stride, int k,
-                                                      uint32_t* sums, int shift) {
+[[gnu::always_inline]] inline void multiply_long_runs(const uint8_t* weights, const uint8_t* activations, Stride stride,
+                                                      int k, uint32_t* sums, int shift) {
   const uint8_t* const end = activations + k;
   do {
     const uint8_t* const run_end = least(activations + 4 * Run, end);
@@ -128,8 +128,8 @@ template <int Run, int Rows, class Stride>
 
 // Runs of exactly `Run` steps, widened in registers.
 template <int Run, int Rows, class Stride>
-[[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations, Stride stride, int k,
-                                                       uint32_t* sums, int shift) {
+[[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations,
+                                                       Stride stride, int k, uint32_t* sums, int shift) {
   constexpr int unrolled = most(Run, 4);
   DotSums<Rows> all;
   __m256i run[Rows][kHalfVectors];
@@ -170,8 +170,8 @@ constexpr int kWordsRun = 256;
 static_assert(int64_t(256) * kWordsRun * 128 * 255 <= INT32_MAX);
 
 template <int Rows, class Stride>
-[[gnu::always_inline]] inline void multiply_words(const uint8_t* weights, const uint8_t* activations, Stride stride, int k,
-                                                  uint32_t* sums, int shift) {
+[[gnu::always_inline]] inline void multiply_words(const uint8_t* weights, const uint8_t* activations, Stride stride,
+                                                  int k, uint32_t* sums, int shift) {
   const uint8_t* const end = activations + 2 * k;
   do {
     const uint8_t* const run_end = least(activations + 2 * kWordsRun, end);

@@ -50,8 +50,7 @@ struct PairSums {
 
   // Every second group of four codes to each half of the register, so that tables come out in the order of their codes.
   explicit PairSums(const uint8_t* codes) {
-    const __m256i codes_u8x32 =
-        _mm256_permutevar8x32_epi32(load_ymm(codes), _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+    const __m256i codes_u8x32 = _mm256_permutevar8x32_epi32(load_ymm(codes), _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
     const __m256i first_u16x16 = _mm256_slli_epi16(codes_u8x32, 8);  // 0, a
     const __m256i second_u16x16 = _mm256_add_epi16(                  // b, a + b
         _mm256_add_epi16(first_u16x16, _mm256_srli_epi16(codes_u8x32, 8)),
@@ -121,10 +120,10 @@ struct LutWeights {
 // The group of four codes of a turn: use(row, v, what 32 outputs find). A row looks up all before anything is added: a tenth faster
 // than by turns.
 template <bool Packed, int Turn, int Rows, class Use>
-[[gnu::always_inline]] inline void look_up(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, Use&& use) {
+[[gnu::always_inline]] inline void look_up(const uint8_t* weights, const uint8_t* tables, int64_t row_stride,
+                                           Use&& use) {
   __m256i index_u8x32[kAvx2LutVectors];
-  repeat<kAvx2LutVectors>(
-      [&](auto v) { index_u8x32[v] = LutWeights<Packed>::template index<Turn>(weights + v * 32); });
+  repeat<kAvx2LutVectors>([&](auto v) { index_u8x32[v] = LutWeights<Packed>::template index<Turn>(weights + v * 32); });
   repeat<Rows>([&](auto row) {
     const auto* table = reinterpret_cast<const __m128i*>(tables + row * row_stride + group_of_turn(Turn) * 16);
     const __m256i table_u8x32 = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
