@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .cost import Cost, bit_cost
 from .layers import NOISE, QuantLayer
+from .tensors import InputQuantizer, TensorQuantizer
 
 
 def attach(model: nn.Module, target_bits: float, left_float: Mapping[str, str]) -> None:
@@ -97,10 +98,13 @@ def param_groups(
     Only weights (parameters with two dimensions or more) decay. scale_lr defaults to lr: scales are learned as a factor
     of their first value, so one rate suits all. bits_lr defaults to 10 * lr. The groups do not change with the phase.
     """
-    scales, precisions = [], []
-    for _, layer in quantized_layers(model):
-        scales += [layer.weight_gain, layer.input_gain]
-        precisions.append(layer.precision)
+    scales = [layer.weight_gain for _, layer in quantized_layers(model)]
+    precisions = []
+    for module in model.modules():
+        if isinstance(module, TensorQuantizer):
+            scales.append(module.gain)
+        if isinstance(module, InputQuantizer):
+            precisions.append(module.precision)
     taken = {id(p) for p in scales + precisions}
     others = [p for p in model.parameters() if id(p) not in taken]
     return [

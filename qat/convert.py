@@ -45,6 +45,6 @@ def pack_layer(layer: QuantLayer) -> PackedLayer:
         plan,
         scale.numpy(),
         bias=None if bias is None else bias.numpy(),
-        activation_scale=float(layer.input_scale()),
+        activation_scale=float(layer.input.scale()),
     )
     return PackedConv2d(packed, layer.place) if isinstance(layer, QuantConv2d) else PackedLinear(packed)

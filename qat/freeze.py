@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .budget import learned_layers, prepared_root, quantized_layers
 from .cost import Cost, bit_cost
 from .layers import EXACT, FOLDED, NOISE, QuantLayer
+from .tensors import InputQuantizer
 
 
 def freeze(model: nn.Module, cost: Cost = "bits") -> nn.Module:
@@ -23,7 +24,7 @@ def freeze(model: nn.Module, cost: Cost = "bits") -> nn.Module:
         raise ValueError("this model is already frozen; prepare a fresh one to learn other bits")
     _choose_precisions(learned_layers(model), float(prepared_root(model).soniq_target_bits), cost)
     for layer in layers:
-        layer.precision.requires_grad_(False)
+        layer.input.precision.requires_grad_(False)
         layer.set_phase(EXACT)
     return model
 
@@ -49,18 +50,23 @@ def frozen_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
 
 
 def _choose_precisions(layers: list[QuantLayer], target: float, cost: Cost) -> None:
-    """Fixed layers keep theirs; the others share one budget."""
+    """Fixed layers keep theirs; the others share one budget. A channel that several layers read costs in all of them."""
     if not layers:
         return
     low, high = layers[0].palette
-    wanted = torch.cat([layer.learned_bits().detach() for layer in layers]).cpu()
-    costs = torch.cat([torch.full((layer.channels,), bit_cost(layer, cost)) for layer in layers])
+    inputs = list(dict.fromkeys(layer.input for layer in layers))
+    wanted = torch.cat([each.learned_bits().detach() for each in inputs]).cpu()
+    costs = torch.cat([torch.full((len(each.bits),), _channel_cost(each, cost)) for each in inputs])
     if not torch.isfinite(wanted).all():
         raise FloatingPointError("a learned precision is NaN: training has diverged; resume from an earlier checkpoint")
     budget = (target - low) / (high - low) * float(costs.sum())
     is_high = _most_wanted(wanted, costs, budget)
-    for layer, chosen in zip(layers, is_high.split([layer.channels for layer in layers]), strict=True):
-        layer.set_bits(torch.where(chosen, high, low).to(layer.bits.device))
+    for each, chosen in zip(inputs, is_high.split([len(each.bits) for each in inputs]), strict=True):
+        each.set_bits(torch.where(chosen, high, low).to(each.bits.device))
+
+
+def _channel_cost(quantizer: InputQuantizer, cost: Cost) -> int:
+    return sum(layer.spread * bit_cost(layer, cost) for layer in quantizer.readers)
 
 
 def _most_wanted(wanted: Tensor, cost: Tensor, budget: float) -> Tensor:

@@ -28,73 +28,90 @@ from .folding import fold_batch_norm
 from .geometry import Geometry, along_weight
 from .quantizer import Table, codes, levels, noisy
 from .scales import fit_scale, learned
+from .tensors import InputQuantizer
 
 NOISE, EXACT, FOLDED = range(3)
 PHASES = ("noise", "exact", "folded")
 
 
+def channels_of(layer: nn.Linear | nn.Conv2d) -> int:
+    """Input channels of a convolution, input features of a Linear."""
+    return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+
+
 class QuantLayer(nn.Module):
     """What both layers share. Made by `prepare`; the weight, the bias and the batch norm are the float model's objects.
 
-    precision    Parameter [C]: s, from which the learned bits are 1 + log2(1 + e^-s)
-    bits         int64 [C]: the precision of every input channel once the phase is not NOISE
-    weight_unit, weight_gain [O], input_unit, input_gain []: scale = unit * |gain|; gains are learned
+    input        the quantizer of the layer's input; another layer's where both read one tensor (`share_input`)
+    spread       input features per channel of the quantizer: pixels, where the layer reads a flattened image
+    weight_unit, weight_gain [O]: scale = unit * |gain|; the gain is learned
     rows         rows of the layer's matrix products for one sample of the example input (output pixels of a convolution)
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, channels: int, palette: tuple[int, int], kind: str, learns: bool):
+    input: InputQuantizer
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, palette: tuple[int, int], kind: str, learns: bool, spread: int = 1):
         super().__init__()
         device = layer.weight.device
         self.weight, self.bias = layer.weight, layer.bias
         self.norm: nn.Module | None = None
         self.rows = 1
-        self.channels, self.palette, self.learns_bits = channels, palette, learns
-        self.precision = nn.Parameter(torch.zeros(channels, device=device), requires_grad=learns)
+        self.channels, self.spread = channels_of(layer), spread
         self.weight_gain = nn.Parameter(torch.ones(len(layer.weight), device=device))
-        self.input_gain = nn.Parameter(torch.ones((), device=device))
         self.register_buffer("weight_unit", torch.ones(len(layer.weight), device=device))
-        self.register_buffer("input_unit", torch.ones((), device=device))
-        self.register_buffer("bits", torch.full((channels,), palette[1], device=device))
         self.register_buffer("phase", torch.tensor(NOISE, device=device))
-        self.register_buffer("unsigned", torch.tensor(kind == "unsigned", device=device))
-        self._read_buffers()
+        self.phase_index = NOISE
+        self.input = InputQuantizer(self.channels // spread, palette, kind, learns, device)
+        self.input.readers.append(self)
+        self.read_bits()
 
-    # Forward must not read a buffer's value (it would synchronise a GPU and break torch.compile's graph), so the few
-    # that steer it are mirrored in plain attributes wherever they change.
+    def share_input(self, other: QuantLayer) -> None:
+        """Read the same codes as `other`: its quantizer serves both, and stays registered there only."""
+        del self.input
+        self.__dict__["input"] = other.input
+        other.input.readers.append(self)
+        self.read_bits()
 
-    def _read_buffers(self) -> None:
-        self.kind = "unsigned" if bool(self.unsigned) else "bipolar"
-        self.phase_index = int(self.phase)
-        bits = self.bits.tolist()
-        self.widths = tuple(sorted(set(bits)))
-        self.bound = accumulator_bound(bits, self.kind, self.taps, self.groups)
+    @property
+    def owns_input(self) -> bool:
+        return "input" in self._modules
+
+    def read_bits(self) -> None:
+        """Mirror what the quantizer's bits imply (see TensorQuantizer)."""
+        self.kind, self.widths = self.input.kind, self.input.widths
+        self.bound = self._bound(self.bits)
+
+    def _bound(self, bits: Tensor) -> int:
+        return accumulator_bound(bits.tolist(), self.input.kind, self.taps, self.groups)
 
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
-        self._read_buffers()
+        self.phase_index = int(self.phase)
 
     def set_phase(self, phase: int) -> None:
         self.phase.fill_(phase)
-        self._read_buffers()
+        self.phase_index = phase
 
     def set_bits(self, bits: Tensor) -> None:
-        """Fix the precision of every input channel: integers [C], at most two distinct values of 1..8.
+        """Fix the precision of every channel of the input, for all layers that share it: integers, two values of 1..8 at most.
 
         Raises ValueError for anything else, or if a sum could pass int32.
         """
+        self.input.set_bits(bits)
+
+    def check_bits(self, bits: Tensor) -> None:
+        """Raises ValueError if the layer cannot have these bits of its input's channels."""
         chosen = sorted(set(bits.tolist()))
-        if bits.shape != self.bits.shape or len(chosen) > 2 or chosen[0] < 1 or chosen[-1] > 8:
+        if bits.shape != self.input.bits.shape or len(chosen) > 2 or chosen[0] < 1 or chosen[-1] > 8:
             raise ValueError(
                 f"got bits of shape {tuple(bits.shape)} with values {chosen}, "
-                f"expected {self.channels} channels with at most two precisions in 1..8"
+                f"expected {len(self.input.bits)} channels with at most two precisions in 1..8"
             )
-        bound = accumulator_bound(bits.tolist(), self.kind, self.taps, self.groups)
+        bound = self._bound(self._features(bits))
         if bound > INT32_MAX:
             raise ValueError(
                 f"sums of this layer may reach {bound}, more than int32 holds; use fewer bits or exclude the layer"
             )
-        self.bits.copy_(bits)
-        self._read_buffers()
 
     # --- sizes
 
@@ -113,17 +130,35 @@ class QuantLayer(nn.Module):
 
     # --- what is learned, and what it stands for
 
+    def _features(self, values: Tensor) -> Tensor:
+        """Values of the quantizer's channels, one for every input feature of the layer."""
+        return values if self.spread == 1 else values.repeat_interleave(self.spread)
+
+    @property
+    def precision(self) -> nn.Parameter:
+        """Parameter: s of every channel of the input, from which the learned bits are 1 + log2(1 + e^-s)."""
+        return self.input.precision
+
+    @property
+    def learns_bits(self) -> bool:
+        return self.input.learns
+
+    @property
+    def palette(self) -> tuple[int, int]:
+        return self.input.palette
+
+    @property
+    def bits(self) -> Tensor:
+        """int64 [input features]: fixed precisions."""
+        return self._features(self.input.bits)
+
     def learned_bits(self) -> Tensor:
-        """Bits of every input channel as a differentiable function of `precision`: 1 + log2(1 + e^-s)."""
-        return 1 + F.softplus(-self.precision) / math.log(2)
+        """Bits of every input feature as a differentiable function of `precision`."""
+        return self._features(self.input.learned_bits())
 
     def weight_scale(self) -> Tensor:
         """float32 [O]: the scale the weights' codes are made with (before a batch norm is folded in)."""
         return learned(self.weight_unit, self.weight_gain, self.weight[0].numel())
-
-    def input_scale(self, values: int = 1) -> Tensor:
-        """float32 scalar: the scale of the activations' codes."""
-        return learned(self.input_unit, self.input_gain, values)
 
     def fit_weight_scale(self) -> None:
         """Start the weight scales again at the least-squares fit for `bits`."""
@@ -170,14 +205,14 @@ class QuantLayer(nn.Module):
             return self._exact(x, *self.shipped())
 
     def _noisy(self, x: Tensor) -> Tensor:
-        sigma = torch.sigmoid(self.precision)
+        sigma = self._features(torch.sigmoid(self.precision))
         scale = self._per_output(self.weight_scale())
         weight = noisy(self.weight, scale, along_weight(sigma, self.weight), WEIGHT_GRID, self.training)
-        x = noisy(x, self._input_scale_for(x), self._along_input(sigma), self.kind, self.training)
+        x = noisy(x, self.input.scale_for(x), self._along_input(sigma), self.kind, self.training)
         return self._product(x, weight)
 
     def _exact(self, x: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        input_scale = self._input_scale_for(x)
+        input_scale = self.input.scale_for(x)
         levels_x = levels(x, input_scale, self._input_table())
         levels_w = levels(self.weight, self._per_output(self.weight_scale()), self.weight_table())
         segments = segment_factor(self.bits, self.weight, self.kind, self.widths)
@@ -187,12 +222,8 @@ class QuantLayer(nn.Module):
         y, _ = emulate(levels_x, levels_w, factor, weight_scale, bias, self._geometry, self.bound >= FLOAT32_EXACT)
         return y
 
-    def _input_scale_for(self, x: Tensor) -> Tensor:
-        return self.input_scale(math.prod(x.shape[1:]))
-
     def _input_table(self) -> Table:
-        bits = self._along_input(self.bits)
-        return Table.of(self.kind, bits, bits.shape)
+        return self.input.table(lambda bits: self._along_input(self._features(bits)))
 
     def _check(self, x: Tensor) -> None:
         found = x.shape[self._channel_dim] if x.dim() >= -self._channel_dim else None
@@ -213,8 +244,8 @@ class QuantLinear(QuantLayer):
     _channel_dim = -1
     _geometry: tuple[int, ...] = ()
 
-    def __init__(self, layer: nn.Linear, palette: tuple[int, int], kind: str, learns: bool):
-        super().__init__(layer, layer.in_features, palette, kind, learns)
+    def __init__(self, layer: nn.Linear, palette: tuple[int, int], kind: str, learns: bool, spread: int = 1):
+        super().__init__(layer, palette, kind, learns, spread)
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def _along_input(self, values: Tensor) -> Tensor:
@@ -230,7 +261,7 @@ class QuantConv2d(QuantLayer):
     _channel_dim = -3
 
     def __init__(self, layer: nn.Conv2d, palette: tuple[int, int], kind: str, learns: bool):
-        super().__init__(layer, layer.in_channels, palette, kind, learns)
+        super().__init__(layer, palette, kind, learns)
         self.place = Geometry.of(layer)
         self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
         self._geometry = self.place.ints()

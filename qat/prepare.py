@@ -17,6 +17,7 @@ from .layers import QuantConv2d, QuantLayer, QuantLinear
 from .observe import Seen, observe
 from .quantizer import LARGEST_SCALE, SMALLEST_SCALE
 from .scales import fit_scale
+from .tensors import TensorQuantizer
 
 KINDS = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
@@ -152,17 +153,22 @@ def _start(layer: QuantLayer, bits: float, seen: Seen) -> None:
 
     8-bit inputs take the full range instead, and keep it: images of uint8 pixels then pass without loss.
     """
-    width = torch.tensor([[round(bits)]], device=layer.bits.device)
     with torch.no_grad():
         layer.precision.fill_(precision_of(bits))
-        layer.set_bits(torch.full_like(layer.bits, round(bits)))
+        layer.set_bits(torch.full_like(layer.input.bits, round(bits)))
         layer.fit_weight_scale()
-        if bits == 8:
-            layer.input_unit.fill_(full_range(seen.largest, layer.kind, 8))
-        else:
-            layer.input_unit.copy_(fit_scale(seen.sample.view(1, -1), layer.kind, width)[0])
+    fit_input(layer.input, round(bits), seen)
     if bits == 8 and seen.order == 0:
-        layer.input_gain.requires_grad_(False)
+        layer.input.gain.requires_grad_(False)
+
+
+def fit_input(quantizer: TensorQuantizer, bits: int, seen: Seen) -> None:
+    """The first scale of a tensor: its full range at 8 bits, else by least squares."""
+    if bits == 8:
+        quantizer.unit.fill_(full_range(seen.largest, quantizer.kind, 8))
+    else:
+        width = torch.tensor([[bits]], device=quantizer.bits.device)
+        quantizer.unit.copy_(fit_scale(seen.sample.view(1, -1), quantizer.kind, width)[0])
 
 
 def precision_of(bits: float) -> float:

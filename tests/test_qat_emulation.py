@@ -43,7 +43,7 @@ def oracle_output(model: nn.Module, x: torch.Tensor) -> np.ndarray:
     data, weight = x.numpy(), layer.weight.detach().numpy()
     if image:
         data, weight = data.transpose(0, 2, 3, 1), weight.transpose(0, 2, 3, 1)
-    input_scale = layer.input_scale().detach().numpy()
+    input_scale = layer.input.scale().detach().numpy()
     x_codes = oracle.quantize_channels(data, layout.segment, oracle.a_grids(layout), input_scale)
     w_codes = oracle.quantize_weights(weight, layout, layer.weight_scale().detach().numpy())
     if image:

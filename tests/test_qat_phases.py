@@ -238,7 +238,7 @@ def test_every_parameter_but_the_precisions_learns_in_the_folded_phase():
     model = qat.fix_batch_norm(frozen_cnn()).train()
     model(images(16)).square().sum().backward()
     for name, parameter in model.named_parameters():
-        frozen = name.endswith("precision") or name == "0.input_gain"
+        frozen = name.endswith("precision") or name == "0.input.gain"
         assert (parameter.grad is None) == frozen, name
         assert frozen or parameter.grad.abs().sum() > 0, name
 

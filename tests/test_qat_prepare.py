@@ -68,7 +68,7 @@ def test_first_and_last_layers_have_eight_bits_and_the_input_scale_is_fixed():
     first, second, third, last = quant_layers(prepared_cnn())
     assert first.widths == last.widths == (8,)
     assert not first.learns_bits and not last.learns_bits and second.learns_bits and third.learns_bits
-    assert not first.input_gain.requires_grad and second.input_gain.requires_grad
+    assert not first.input.gain.requires_grad and second.input.gain.requires_grad
 
 
 def test_pixels_pass_the_first_layer_without_loss():
@@ -77,7 +77,7 @@ def test_pixels_pass_the_first_layer_without_loss():
     first = prepare(model, pixels / 255)[0]
     from soniq_kernels.qat.quantizer import codes
 
-    assert torch.equal(codes(pixels / 255, first.input_scale(), first._input_table()), pixels.to(torch.uint8))
+    assert torch.equal(codes(pixels / 255, first.input.scale(), first._input_table()), pixels.to(torch.uint8))
 
 
 def test_grid_follows_the_sign_of_the_input():

@@ -1,0 +1,85 @@
+"""How one tensor becomes codes: precision and scale. They belong to the tensor, so layers that read one tensor share them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .quantizer import Table
+from .scales import learned
+
+
+class TensorQuantizer(nn.Module):
+    """A tensor's grid and its one scale.
+
+    bits         int64 [C] (or [1]: all channels alike): the precision of every channel once it is fixed
+    unit, gain   []: scale = unit * |gain|; the gain is learned
+    kind         "unsigned" or "bipolar"
+    """
+
+    def __init__(self, channels: int, bits: int, kind: str, device: torch.device | None = None):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones((), device=device))
+        self.register_buffer("unit", torch.ones((), device=device))
+        self.register_buffer("bits", torch.full((channels,), bits, device=device))
+        self.register_buffer("unsigned", torch.tensor(kind == "unsigned", device=device))
+        self._read_buffers()
+
+    # Forward must not read a buffer's value (it would synchronise a GPU and break torch.compile's graph), so the few
+    # that steer it are mirrored in plain attributes wherever they change.
+
+    def _read_buffers(self) -> None:
+        self.kind = "unsigned" if bool(self.unsigned) else "bipolar"
+        self.widths = tuple(sorted(set(self.bits.tolist())))
+
+    def _load_from_state_dict(self, *arguments) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._read_buffers()
+
+    def scale(self, values: int = 1) -> Tensor:
+        """float32 scalar; `values`: how many numbers of one sample it serves, for the size of its gradient."""
+        return learned(self.unit, self.gain, values)
+
+    def scale_for(self, x: Tensor) -> Tensor:
+        """The scale in a forward on x, whose first dimension is the batch."""
+        return self.scale(math.prod(x.shape[1:]))
+
+    def table(self, along: Callable[[Tensor], Tensor]) -> Table:
+        """The quantizer's constants for every channel; `along` shapes [C] to broadcast against the tensor."""
+        bits = along(self.bits)
+        return Table.of(self.kind, bits, bits.shape)
+
+
+class InputQuantizer(TensorQuantizer):
+    """What layers read: codes whose precision is learned channel by channel.
+
+    precision   Parameter [C]: s, from which the learned bits are 1 + log2(1 + e^-s)
+    palette     (low, high): the precisions a channel may have
+    readers     the layers that share this quantizer; the first one owns it and has it in its state_dict
+    """
+
+    def __init__(self, channels: int, palette: tuple[int, int], kind: str, learns: bool, device: torch.device | None = None):
+        self.readers: list[nn.Module] = []
+        super().__init__(channels, palette[1], kind, device)
+        self.palette, self.learns = palette, learns
+        self.precision = nn.Parameter(torch.zeros(channels, device=device), requires_grad=learns)
+
+    def _read_buffers(self) -> None:
+        super()._read_buffers()
+        for layer in self.readers:
+            layer.read_bits()
+
+    def learned_bits(self) -> Tensor:
+        """Bits of every channel as a differentiable function of `precision`."""
+        return 1 + F.softplus(-self.precision) / math.log(2)
+
+    def set_bits(self, bits: Tensor) -> None:
+        """Fix the precision of every channel, for all readers. Raises ValueError as `QuantLayer.set_bits`."""
+        for layer in self.readers:
+            layer.check_bits(bits)
+        self.bits.copy_(bits)
+        self._read_buffers()
