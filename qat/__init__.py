@@ -12,6 +12,7 @@ from soniq_kernels._optional import require
 
 require("torch", extra="torch")
 
+from .between import float_tensors  # noqa: E402
 from .budget import bit_penalty, param_groups  # noqa: E402
 from .config import Config  # noqa: E402
 from .convert import convert  # noqa: E402
@@ -34,6 +35,7 @@ __all__ = [
     "bit_penalty",
     "convert",
     "fix_batch_norm",
+    "float_tensors",
     "freeze",
     "load",
     "param_groups",

@@ -22,6 +22,8 @@ class Config:
     a_grid        "auto": unsigned where the layer's input is never negative on the example input, else bipolar.
     fold_batch_norm
                   a BatchNorm that alone reads a layer's output becomes part of that layer's scale and bias.
+    edge_bits     precision of residual sums' operands and of what average pools read, so that the packed network can keep
+                  them as codes, where torch.fx can trace the model; None leaves them float32.
 
     Raises ValueError if a field does not make sense; a target outside the palette names the nearest possible one.
     """
@@ -33,6 +35,7 @@ class Config:
     last_bits: int | None = 8
     a_grid: ActivationGrid = "auto"
     fold_batch_norm: bool = True
+    edge_bits: int | None = 8
 
     def __post_init__(self) -> None:
         low, high = _palette(self.palette)
@@ -45,7 +48,7 @@ class Config:
                 f"the nearest possible is {nearest}, or choose another palette"
             )
         object.__setattr__(self, "target_bits", target)
-        for name in ("first_bits", "last_bits"):
+        for name in ("first_bits", "last_bits", "edge_bits"):
             if getattr(self, name) is not None:
                 _width(name, getattr(self, name))
         if isinstance(self.exclude, str):

@@ -1,50 +1,90 @@
-"""convert: the frozen model's layers, packed for the kernels."""
+"""convert: the frozen model, packed for the kernels, its tensors between layers codes."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from soniq_kernels import packing
 
 from .budget import prepared_root, unwrapped
+from .edges import PackedEdge, QuantEdge
 from .exactness import WEIGHT_GRID
 from .freeze import frozen_layers
 from .layers import QuantConv2d, QuantLayer
+from .lower import lower
+from .nodes import LEAVES
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
 from .prepare import swap
+from .tracing import Untraceable, give_forward, trace
+
+UNFUSED = "soniq_unfused"  # the method that computes the network layer by layer
 
 
-def convert(model: nn.Module) -> nn.Module:
-    """A copy of a frozen model, on the CPU and in eval mode, whose quantized layers run on the kernels.
+def convert(model: nn.Module, codes: bool = True) -> nn.Module:
+    """A copy of a frozen model, on the CPU and in eval mode, that runs on the kernels.
 
-    An ordinary nn.Module: state_dict, torch.save, deepcopy and torch.compile work; there is nothing left to train.
-    The model itself is not changed. Raises ValueError before freeze, or if nothing was quantized.
+    Where torch.fx can trace the model, the tensors between quantized layers are codes: activation functions, residual sums
+    and the next layer's quantizer are part of the layers. What has no form on codes stays float32; `report` says what and
+    why. codes=False: layer by layer, float32 in between.
+
+    An ordinary nn.Module: state_dict, torch.save, deepcopy, torch.compile and torch.export work; there is nothing left to
+    train. The model itself is not changed. Raises ValueError before freeze, or if nothing was quantized.
     """
     frozen_layers(model)
     shipped = copy.deepcopy(unwrapped(model)).cpu().eval()
     layers = {layer: pack_layer(layer) for _, layer in frozen_layers(shipped)}
-    swap(shipped, layers)
+    edges = {edge: PackedEdge(edge) for edge in shipped.modules() if isinstance(edge, QuantEdge)}
+    swap(shipped, layers | edges)
     root = prepared_root(shipped)
     del root.soniq_target_bits, root.soniq_multiplier  # of training only
+    if codes:
+        to_codes(shipped)
+    else:
+        shipped.soniq_floats = ["converted layer by layer"]
     return shipped
+
+
+def to_codes(packed: nn.Module) -> None:
+    """Make the tensors between the packed layers of `packed` codes, in place, as far as that is possible."""
+    try:
+        unfused = trace(packed, LEAVES)
+    except Untraceable as reason:
+        packed.soniq_floats = [str(reason)]
+        return
+    _give(packed, unfused)
+    packed.register_load_state_dict_post_hook(_renew)
+
+
+def _give(packed: nn.Module, unfused: fx.Graph) -> None:
+    lowered = lower(packed, unfused)
+    packed.soniq_floats = lowered.floats
+    if lowered.codes:
+        give_forward(packed, lowered.graph, **{UNFUSED: unfused})
+
+
+def _renew(packed: nn.Module, *_) -> None:
+    """Other weights may have other bits, which the codes between layers follow."""
+    if hasattr(packed, UNFUSED):
+        _give(packed, trace(packed, LEAVES, UNFUSED))
 
 
 @torch.no_grad()
 def pack_layer(layer: QuantLayer) -> PackedLayer:
     """One quantized layer as a packed one: the codes and the scales the training forward uses, nothing recomputed."""
     scale, bias = layer.shipped()
-    plan = packing.Plan.mixed(layer.bits.numpy(), w_grid=WEIGHT_GRID, a_grid=layer.kind)
-    codes = layer.weight_codes()
+    codes, bits = layer.weight_codes(), layer.bits
     if isinstance(layer, QuantConv2d):
         codes = codes.permute(0, 2, 3, 1).contiguous()
+    else:  # columns of a flattened image: channels last
+        codes, bits = (t.unflatten(-1, (-1, layer.spread)).transpose(-1, -2).flatten(-2) for t in (codes, bits))
     packed = packing.pack(
         codes.numpy(),
-        plan,
+        packing.Plan.mixed(bits.numpy(), w_grid=WEIGHT_GRID, a_grid=layer.kind),
         scale.numpy(),
         bias=None if bias is None else bias.numpy(),
         activation_scale=float(layer.input.scale()),
     )
-    return PackedConv2d(packed, layer.place) if isinstance(layer, QuantConv2d) else PackedLinear(packed)
+    return PackedConv2d(packed, layer.place) if isinstance(layer, QuantConv2d) else PackedLinear(packed, layer.spread)

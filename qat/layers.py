@@ -50,7 +50,9 @@ class QuantLayer(nn.Module):
 
     input: InputQuantizer
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, palette: tuple[int, int], kind: str, learns: bool, spread: int = 1):
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, palette: tuple[int, int], kind: str, learns: bool, spread: int = 1
+    ):
         super().__init__()
         device = layer.weight.device
         self.weight, self.bias = layer.weight, layer.bias

@@ -44,8 +44,10 @@ class Seen:
             self.sample = flat[:: max(1, flat.numel() // SAMPLE)].clone()
 
 
-def observe(model: nn.Module, layers: list[nn.Module], example_input: object) -> dict[nn.Module, Seen]:
-    """Run `model` once in eval mode, without gradients; layers that never ran are missing from the result.
+def observe(model: nn.Module, layers: list[nn.Module], example_input: object) -> tuple[dict[nn.Module, Seen], object]:
+    """Run `model` once in eval mode, without gradients: (what the layers met, the model's result).
+
+    Layers that never ran are missing.
 
     example_input: a tensor, a tuple of positional arguments, or a dict of keyword arguments. The model is left as it
     was: modes, batch norm statistics and counters included.
@@ -67,11 +69,11 @@ def observe(model: nn.Module, layers: list[nn.Module], example_input: object) ->
         if id(args[0]) in outputs:
             followers.setdefault(outputs[id(args[0])][0], []).append(norm)
 
-    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    norms = _norms(model)
     norm_calls: Counter = Counter()
     readers = _CountReaders(outputs)
     with ExitStack() as stack:
-        stack.enter_context(_frozen(model, norms))
+        stack.enter_context(frozen(model))
         for layer in layers:
             stack.enter_context(removed_at_exit(layer.register_forward_pre_hook(before, with_kwargs=True)))
             stack.enter_context(removed_at_exit(layer.register_forward_hook(after, with_kwargs=True)))
@@ -84,7 +86,7 @@ def observe(model: nn.Module, layers: list[nn.Module], example_input: object) ->
         found = followers.get(layer, [])
         if len(found) == 1 and seen[layer].calls == norm_calls[found[0]] == readers.times[id(output)] == 1:
             seen[layer].norm = found[0]
-    return seen
+    return seen, result
 
 
 def _rows_of_one_sample(layer: nn.Module, output: torch.Size) -> int:
@@ -131,14 +133,20 @@ def removed_at_exit(handle) -> Iterator[None]:
         handle.remove()
 
 
+def _norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+
+
 @contextmanager
-def _frozen(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode, except that a batch norm that has never been trained normalises by the batch, without remembering it.
 
     Its initial statistics (0 and 1) would show every later layer inputs of the wrong size.
     """
     modes = {module: module.training for module in model.modules()}
-    fresh = [norm for norm in norms if norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0]
+    fresh = [
+        norm for norm in _norms(model) if norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
+    ]
     momenta = [norm.momentum for norm in fresh]
     model.eval()
     try:

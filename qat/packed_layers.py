@@ -11,7 +11,7 @@ from .geometry import Geometry
 
 
 class PackedLayer(nn.Module):
-    """Holds packed weights as the uint8 buffer `packed`, the bytes of a saved file. float32 in, float32 out, CPU."""
+    """Holds packed weights as the uint8 buffer `packed`, the bytes of a saved file. CPU."""
 
     def __init__(self, packed: packing.PackedWeights):
         super().__init__()
@@ -42,12 +42,43 @@ class PackedLayer(nn.Module):
         bits = "+".join(str(segment.w.bits) for segment in weights.plan.segments)
         return f"{self.channels} -> {self.outputs}, bits={bits}, bytes={weights.nbytes}"
 
+    def forward(
+        self, x: Tensor, x_codes: str = "", outs: str = "",
+        residual: Tensor | None = None, residual_codes: str = "", activation: str = "null",
+    ) -> Tensor | list[Tensor]:  # fmt: skip
+        """float32 to float32 as in the float layer; with `outs`, a list of what they describe, channels last.
+
+        x_codes, outs, residual_codes: descriptions (soniq_kernels.tensors) of tensors of codes; activation: JSON.
+        x may be float32 all the same, as torch lays it out.
+        """
+        if not outs:
+            return self._plain(x.float())
+        if x.is_floating_point():
+            x = self._entered(x.float())
+        return self._with_epilogue(x, x_codes, outs, residual, residual_codes, activation)
+
 
 class PackedLinear(PackedLayer):
-    """A Linear on the kernels: x [..., in_features] to [..., out_features]."""
+    """A Linear on the kernels: x [..., in_features] to [..., out_features].
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.soniq.linear(x.float(), self.packed, self.outputs)
+    pixels: of the flattened image that it reads. Codes of an image lie channels last, so the weights' columns do too.
+    """
+
+    def __init__(self, packed: packing.PackedWeights, pixels: int = 1):
+        super().__init__(packed)
+        self.pixels = pixels
+
+    def _entered(self, x: Tensor) -> Tensor:
+        if self.pixels == 1:
+            return x
+        return x.unflatten(-1, (-1, self.pixels)).transpose(-1, -2).flatten(-2)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return torch.ops.soniq.linear(self._entered(x), self.packed, self.outputs)
+
+    def _with_epilogue(self, x, x_codes, *epilogue) -> list[Tensor]:
+        outs, *rest = epilogue
+        return torch.ops.soniq.linear_codes(x, x_codes, self.packed, self.outputs, outs, *rest)
 
 
 class PackedConv2d(PackedLayer):
@@ -61,10 +92,28 @@ class PackedConv2d(PackedLayer):
         super()._read(packed)
         self.kernel_size = list(packed.shape[1:3])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _entered(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+    def _plain(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
-            return self(x.unsqueeze(0)).squeeze(0)
+            return self._plain(x.unsqueeze(0)).squeeze(0)
         place = self.place
         return torch.ops.soniq.conv2d(
-            x.float(), self.packed, self.outputs, self.kernel_size, place.stride, place.padding, place.dilation
+            x, self.packed, self.outputs, self.kernel_size, place.stride, place.padding, place.dilation
+        )
+
+    def _with_epilogue(self, x, x_codes, *epilogue) -> list[Tensor]:
+        place, (outs, *rest) = self.place, epilogue
+        return torch.ops.soniq.conv2d_codes(
+            x,
+            x_codes,
+            self.packed,
+            self.outputs,
+            self.kernel_size,
+            place.stride,
+            place.padding,
+            place.dilation,
+            outs,
+            *rest,
         )

@@ -8,16 +8,13 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from soniq_kernels.packing import Grid
-
 from .budget import attach
 from .config import Config
 from .exactness import INT32_MAX, accumulator_bound
 from .layers import QuantConv2d, QuantLayer, QuantLinear
+from .network import Network, add_edges, study
 from .observe import Seen, observe
-from .quantizer import LARGEST_SCALE, SMALLEST_SCALE
-from .scales import fit_scale
-from .tensors import TensorQuantizer
+from .tensors import fit_input
 
 KINDS = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
@@ -38,19 +35,37 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     names = _names(model)
     candidates = [layer for layer in names if type(layer) in KINDS]
     _refuse_unmatched(config, [names[layer] for layer in candidates])
-    seen = observe(model, candidates, example_input)
+    seen, result = observe(model, candidates, example_input)
     palettes = _palettes(seen, config)
     left = {names[layer]: _reason_to_stay_float(layer, names[layer], seen, palettes, config) for layer in candidates}
     taken = [layer for layer in candidates if left[names[layer]] is None]
     if not taken:
         listing = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or "it has no Linear or Conv2d"
         raise ValueError(f"prepare found no layer to quantize in this {type(model).__name__} ({listing})")
-    quantized = {layer: _quantized(layer, palettes[layer], seen[layer], config) for layer in taken}
-    norms = {seen[layer].norm: nn.Identity() for layer in taken if quantized[layer].norm is not None}
-    swap(model, quantized | norms)
+    folded = {layer: norm for layer in taken if config.fold_batch_norm and (norm := _foldable(layer, seen[layer].norm))}
+    network = study(model, taken, folded.values(), example_input, result)
+    quantized: dict[nn.Module, QuantLayer] = {}
+    for layer in taken:
+        spread = network.pixels.get(names[layer], 1)
+        quantized[layer] = _quantized(layer, palettes[layer], seen[layer], config, folded.get(layer), spread)
+    swap(model, {**quantized, **{norm: nn.Identity() for norm in folded.values()}})
     _refuse_unreached(model, example_input, list(quantized.values()), [names[layer] for layer in taken])
+    _share_inputs(model, network)
+    if config.edge_bits is not None:
+        add_edges(model, network, config.edge_bits)
+    model.soniq_floats = [network.untraced] if network.untraced else []
     attach(model, config.target_bits, {name: reason for name, reason in left.items() if reason} | _unsupported(names))
     return model
+
+
+def _share_inputs(model: nn.Module, network: Network) -> None:
+    """Layers that read one tensor read the same codes, where they may have the same bits."""
+    for names in network.readers.values():
+        first, *others = (model.get_submodule(name) for name in names)
+        for other in others:
+            mine, theirs = ((q.palette, q.learns, len(q.bits)) for q in (first.input, other.input))
+            if mine == theirs:
+                other.share_input(first)
 
 
 def _refuse_unpreparable(model: nn.Module) -> None:
@@ -121,24 +136,28 @@ def _reason_of_size(layer: nn.Module, palette: tuple[int, int]) -> str | None:
     return None if bound <= INT32_MAX else f"sums of {channels * taps} products may pass int32 at {palette[1]} bits"
 
 
-def _quantized(layer: nn.Module, palette: tuple[int, int], seen: Seen, config: Config) -> QuantLayer:
+def _quantized(
+    layer: nn.Module, palette: tuple[int, int], seen: Seen, config: Config, norm: nn.Module | None, spread: int
+) -> QuantLayer:
     kind = config.a_grid
     if kind == "auto":
         kind = "unsigned" if seen.smallest >= 0 else "bipolar"
     learns = palette[0] < palette[1]
-    quantized = KINDS[type(layer)](layer, palette, kind, learns)
+    if isinstance(layer, nn.Linear):
+        quantized = QuantLinear(layer, palette, kind, learns, spread)
+    else:
+        quantized = QuantConv2d(layer, palette, kind, learns)
     quantized.rows = max(1, seen.rows)
-    if config.fold_batch_norm and seen.norm is not None and _foldable(layer, seen.norm):
-        quantized.norm = seen.norm
+    quantized.norm = norm
     _start(quantized, config.target_bits if learns else palette[1], seen)
     quantized.training = layer.training  # not .train(): the batch norm keeps a mode of its own
     return quantized
 
 
-def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
-    """Fixed statistics, float32, no hooks, and of the kind that normalises the layer's output channels."""
+def _foldable(layer: nn.Module, norm: nn.Module | None) -> nn.Module | None:
+    """The norm, if it has fixed statistics, float32, no hooks, and is of the kind that normalises the output channels."""
     expected = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
-    return (
+    fits = (
         type(norm) is expected
         and norm.running_mean is not None
         and norm.running_mean.dtype == torch.float32
@@ -146,6 +165,7 @@ def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
         and not norm._forward_hooks
         and not norm._forward_pre_hooks
     )
+    return norm if fits else None
 
 
 def _start(layer: QuantLayer, bits: float, seen: Seen) -> None:
@@ -162,25 +182,9 @@ def _start(layer: QuantLayer, bits: float, seen: Seen) -> None:
         layer.input.gain.requires_grad_(False)
 
 
-def fit_input(quantizer: TensorQuantizer, bits: int, seen: Seen) -> None:
-    """The first scale of a tensor: its full range at 8 bits, else by least squares."""
-    if bits == 8:
-        quantizer.unit.fill_(full_range(seen.largest, quantizer.kind, 8))
-    else:
-        width = torch.tensor([[bits]], device=quantizer.bits.device)
-        quantizer.unit.copy_(fit_scale(seen.sample.view(1, -1), quantizer.kind, width)[0])
-
-
 def precision_of(bits: float) -> float:
     """s with 1 + log2(1 + e^-s) = bits; just above 1 bit for 1, where s would be infinite."""
     return -math.log(2.0 ** (max(bits, 1.01) - 1) - 1)
-
-
-def full_range(largest: float, kind: str, bits: int) -> float:
-    """The scale at which the grid's largest value is `largest`."""
-    grid = Grid(kind, bits)
-    scale = largest / (grid.max_level * 2.0**grid.exponent)
-    return min(max(scale, SMALLEST_SCALE), LARGEST_SCALE) if scale > 0 else 1.0
 
 
 def swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
@@ -193,7 +197,7 @@ def swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
 
 def _refuse_unreached(model: nn.Module, example_input: object, layers: list[QuantLayer], names: list[str]) -> None:
     """A layer kept in a plain list, too, would go on being called as float: say so instead of training nothing."""
-    seen = observe(model, layers, example_input)
+    seen, _ = observe(model, layers, example_input)
     missed = [name for layer, name in zip(layers, names, strict=True) if layer not in seen]
     if missed:
         raise ValueError(

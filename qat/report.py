@@ -50,9 +50,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All layers with weights, in order of registration. print() it, or read the fields."""
+    """All layers with weights, in order of registration. print() it, or read the fields.
+
+    floats: of a converted model, what stays float32 between its layers, and why; of a prepared one, why all of it will.
+    """
 
     layers: tuple[LayerReport, ...]
+    floats: tuple[str, ...] = ()
 
     @property
     def average_bits(self) -> float:
@@ -77,7 +81,8 @@ class Report:
         return table
 
     def _caption(self) -> str:
-        return f"{self.average_bits:.2f} bits a weight over the whole network (float weights count as 32), {self.bytes:,} bytes"
+        text = f"{self.average_bits:.2f} bits a weight over the whole network (float weights count as 32), {self.bytes:,} bytes"
+        return "\n".join([text, *(f"float32 between layers: {reason}" for reason in self.floats)])
 
     def __str__(self) -> str:
         console = require("rich.console", extra="torch").Console(width=150)
@@ -90,7 +95,7 @@ def report(model: nn.Module) -> Report:
     """Report on a prepared, frozen or converted model. Bytes before convert are an estimate: codes, scales and biases."""
     model = unwrapped(model)
     reasons = getattr(model, "soniq_left_float", {})
-    return Report(tuple(_rows(model, reasons)))
+    return Report(tuple(_rows(model, reasons)), tuple(getattr(model, "soniq_floats", ())))
 
 
 def _rows(model: nn.Module, reasons: dict[str, str]) -> Iterator[LayerReport]:

@@ -1,18 +1,25 @@
-"""One file for a converted network: packed layers and float leftovers side by side, in safetensors."""
+"""One file for a converted network: packed layers, edges and float leftovers side by side, in safetensors."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from soniq_kernels import torch_ops
 from soniq_kernels._optional import require
 
+from .convert import to_codes
+from .edges import PackedEdge, QuantAvgPool2d, QuantEdge
 from .geometry import Geometry
+from .network import EDGES, PREFIX
+from .nodes import LEAVES
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
+from .placement import Placement, insert
 from .prepare import swap
+from .tracing import Traced, Untraceable, give_forward, trace
 
 FORMAT, VERSION = "soniq_kernels.network", "1"
 
@@ -29,7 +36,11 @@ def save(packed: nn.Module, path: str | Path) -> None:
         "layers": {
             name: layer.place.ints() if isinstance(layer, PackedConv2d) else [] for name, layer in layers.items()
         },
+        "pixels": {name: layer.pixels for name, layer in layers.items() if getattr(layer, "pixels", 1) > 1},
         "folded": [name for name, module in packed.named_modules() if isinstance(module, nn.Identity)],
+        "edges": {name: _edge_fields(edge) for name, edge in getattr(packed, EDGES, nn.Module()).named_children()},
+        "placement": getattr(packed, "soniq_placement", None),
+        "codes": isinstance(packed, Traced),
     }
     metadata = {"format": FORMAT, "version": VERSION, "network": json.dumps(description)}
     require("safetensors.torch", extra="torch").save_model(packed, str(path), metadata=metadata)
@@ -49,14 +60,52 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         if f"{name}.packed" not in tensors:
             raise ValueError(f"{path} names the layer {name} but holds no {name}.packed; save the network again")
         weights = torch_ops.weights_from_tensor(tensors[f"{name}.packed"])
-        place = Geometry.of_ints(ints)
-        swaps[_module(modules, name)] = PackedLinear(weights) if place is None else PackedConv2d(weights, place)
+        place, pixels = Geometry.of_ints(ints), description["pixels"].get(name, 1)
+        packed = PackedLinear(weights, pixels) if place is None else PackedConv2d(weights, place)
+        swaps[_module(modules, name)] = packed
     swap(model, swaps)
+    if description["edges"]:
+        _add_edges(model, description, path)
     try:
         torch_files.load_model(model, str(path))
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {error}") from error
-    return model.eval()
+    model.eval()
+    if description["codes"]:
+        to_codes(model)
+    return model
+
+
+# --- edges -------------------------------------------------------------------------------------------------------
+
+
+def _edge_fields(edge: nn.Module) -> dict[str, Any]:
+    if isinstance(edge, QuantAvgPool2d):
+        return _edge_fields(edge.edge) | {"pool": [edge.kernel, edge.stride, edge.flat]}
+    return {"bits": edge.widths[0], "kind": edge.kind}
+
+
+def _edge_of(fields: dict[str, Any]) -> nn.Module:
+    edge = PackedEdge(QuantEdge(fields["bits"], fields["kind"]))
+    return QuantAvgPool2d(edge, *fields["pool"]) if "pool" in fields else edge
+
+
+def _add_edges(model: nn.Module, description: dict, path: str | Path) -> None:
+    """The quantizers between layers, where the file says that they were."""
+    try:
+        graph = trace(model, LEAVES)
+        placement = Placement.of_names(description["placement"], graph)
+    except (Untraceable, KeyError) as error:
+        raise ValueError(
+            f"{path} does not fit this {type(model).__name__}: its forward is another one ({error})"
+        ) from error
+    holder = nn.Module()
+    for name, fields in description["edges"].items():
+        holder.add_module(name, _edge_of(fields))
+    model.add_module(EDGES, holder)
+    model.soniq_placement = description["placement"]
+    insert(graph, placement, PREFIX)
+    give_forward(model, graph)
 
 
 def _description(path: str | Path) -> dict:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quantizer import Table
-from .scales import learned
+from soniq_kernels.packing import Grid
+
+from .observe import Seen
+from .quantizer import LARGEST_SCALE, SMALLEST_SCALE, Table
+from .scales import fit_scale, learned
 
 
 class TensorQuantizer(nn.Module):
@@ -62,8 +66,10 @@ class InputQuantizer(TensorQuantizer):
     readers     the layers that share this quantizer; the first one owns it and has it in its state_dict
     """
 
-    def __init__(self, channels: int, palette: tuple[int, int], kind: str, learns: bool, device: torch.device | None = None):
-        self.readers: list[nn.Module] = []
+    def __init__(
+        self, channels: int, palette: tuple[int, int], kind: str, learns: bool, device: torch.device | None = None
+    ):
+        self.readers: list[Any] = []
         super().__init__(channels, palette[1], kind, device)
         self.palette, self.learns = palette, learns
         self.precision = nn.Parameter(torch.zeros(channels, device=device), requires_grad=learns)
@@ -83,3 +89,19 @@ class InputQuantizer(TensorQuantizer):
             layer.check_bits(bits)
         self.bits.copy_(bits)
         self._read_buffers()
+
+
+def fit_input(quantizer: TensorQuantizer, bits: int, seen: Seen) -> None:
+    """The first scale of a tensor: its full range at 8 bits, else by least squares."""
+    if bits == 8:
+        quantizer.unit.fill_(full_range(seen.largest, quantizer.kind, 8))
+    else:
+        width = torch.tensor([[bits]], device=quantizer.bits.device)
+        quantizer.unit.copy_(fit_scale(seen.sample.view(1, -1), quantizer.kind, width)[0])
+
+
+def full_range(largest: float, kind: str, bits: int) -> float:
+    """The scale at which the grid's largest value is `largest`."""
+    grid = Grid(kind, bits)
+    scale = largest / (grid.max_level * 2.0**grid.exponent)
+    return min(max(scale, SMALLEST_SCALE), LARGEST_SCALE) if scale > 0 else 1.0

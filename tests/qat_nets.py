@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
 from soniq_kernels import qat
+from soniq_kernels.qat.exporting import network_of
 from soniq_kernels.qat.layers import EXACT
 
 
@@ -75,3 +77,37 @@ def draw_bits(channels: int, widths: tuple[int, ...], seed: int = 0) -> torch.Te
     choice = torch.randint(len(widths), (channels,), generator=torch.Generator().manual_seed(seed))
     choice[: len(widths)] = torch.arange(len(widths))[:channels]
     return torch.tensor(widths)[choice]
+
+
+# --- whole networks ----------------------------------------------------------------------------------------------
+
+
+def frozen(model: nn.Module, example: torch.Tensor, seed: int = 0, **fields) -> nn.Module:
+    """Any model, frozen, with mixed bits and batch norms that do something, in eval mode."""
+    torch.manual_seed(seed)
+    qat.prepare(model, qat.Config(**fields), example)
+    for layer in quant_layers(model):
+        if layer.owns_input and layer.learns_bits:
+            nn.init.normal_(layer.precision)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            randomize(norm)
+    return qat.freeze(model).eval()
+
+
+@torch.no_grad()
+def assert_identical(model: nn.Module, packed: nn.Module, x: torch.Tensor) -> None:
+    """Emulation == packed, every layer and the outputs; == NumPy."""
+    result = qat.verify(model, packed, x)
+    assert result, str(result)
+    assert np.array_equal(bits_of(network_of(packed)(x.numpy())), bits_of(packed(x)))
+
+
+def bits_of(y: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Float32 as uint32."""
+    return np.ascontiguousarray(y).view(np.uint32)
+
+
+def extremes(x: torch.Tensor) -> torch.Tensor:
+    """Every value far outside the range of its codes, and exactly zero."""
+    return torch.cat([torch.full_like(x[:1], 1e6), torch.full_like(x[:1], -1e6), torch.zeros_like(x[:1])])
