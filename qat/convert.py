@@ -16,6 +16,7 @@ from .freeze import frozen_layers
 from .layers import QuantConv2d, QuantLayer
 from .lower import lower
 from .nodes import LEAVES
+from .norms import PackedNorm, QuantNorm
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
 from .prepare import swap
 from .tracing import Untraceable, give_forward, trace
@@ -35,9 +36,7 @@ def convert(model: nn.Module, codes: bool = True) -> nn.Module:
     """
     frozen_layers(model)
     shipped = copy.deepcopy(unwrapped(model)).cpu().eval()
-    layers = {layer: pack_layer(layer) for _, layer in frozen_layers(shipped)}
-    edges = {edge: PackedEdge(edge) for edge in shipped.modules() if isinstance(edge, QuantEdge)}
-    swap(shipped, layers | edges)
+    swap(shipped, {module: packed for module in shipped.modules() if (packed := _packed(module)) is not None})
     root = prepared_root(shipped)
     del root.soniq_target_bits, root.soniq_multiplier  # of training only
     if codes:
@@ -45,6 +44,15 @@ def convert(model: nn.Module, codes: bool = True) -> nn.Module:
     else:
         shipped.soniq_floats = ["converted layer by layer"]
     return shipped
+
+
+def _packed(module: nn.Module) -> nn.Module | None:
+    """What takes the place of a module of training; None for any other."""
+    if isinstance(module, QuantLayer):
+        return pack_layer(module)
+    if isinstance(module, QuantEdge):
+        return PackedEdge(module)
+    return PackedNorm.of(module) if isinstance(module, QuantNorm) else None
 
 
 def to_codes(packed: nn.Module) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .budget import learned_layers, prepared_root, quantized_layers
 from .cost import Cost, bit_cost
 from .layers import EXACT, FOLDED, NOISE, QuantLayer
+from .norms import QuantNorm
 from .tensors import InputQuantizer
 
 
@@ -37,6 +38,9 @@ def fix_batch_norm(model: nn.Module) -> nn.Module:
     layers = frozen_layers(model)
     for _, layer in layers:
         layer.set_phase(FOLDED)
+    for module in model.modules():
+        if isinstance(module, QuantNorm):
+            module.fix()
     return model
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from .between import between, name_of
 from .edges import QuantAvgPool2d, QuantEdge
 from .nodes import Activation, Op
 from .packed_layers import PackedConv2d
-from .placement import fusable_layer, ops_of, source
+from .placement import fusable_layer, layer_behind, ops_of, source
 from .tracing import submodules
 
 
@@ -58,13 +58,15 @@ class Format(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a tensor is read: through an activation function or none, as codes or (None) as float32."""
+    """How a tensor is read: through an activation function or none, a batch norm or none, as codes or (None) as float32."""
 
     activation: Activation | None
     format: Format | None
+    norm: str | None = None
 
 
 FLOATS = Reading(None, None)
+MOST_OUTS = 4  # tensors that one pass writes
 
 
 @dataclass
@@ -146,15 +148,21 @@ class _Readings:
 
     def _written(self, node: fx.Node, activations: bool = True) -> None:
         """One epilogue writes everything that is wanted, if all of it goes through one activation function."""
-        wanted = {reading.activation for reading in self.of[node]}
-        if len(wanted) > 1 or (wanted - {None} and not activations):
+        wanted = {(reading.activation, reading.norm) for reading in self.of[node]}
+        if len(wanted) > 1 or (wanted - {(None, None)} and not activations):
             self.spilled.add(node)
 
     def _activation(self, node: fx.Node, op: Op) -> None:
         wanted = self.of[node]
         if any(r.format is None or r.activation is not None for r in wanted):
             return self._stays(node, op, "its result is read as float32")
-        self._want(op.inputs[0], *(Reading(op.activation, r.format) for r in wanted))
+        self._want(op.inputs[0], *(r._replace(activation=op.activation) for r in wanted))
+
+    def _norm(self, node: fx.Node, op: Op) -> None:
+        wanted, layer = self.of[node], layer_behind(op.inputs[0], self.ops)
+        if layer is None or any(r.format is None or r.activation is not None for r in wanted):
+            return self._stays(node, op, "its result is read as float32")
+        self._want(op.inputs[0], *(r._replace(norm=node.target) for r in wanted))
 
     def _same(self, node: fx.Node, op: Op) -> None:
         self._want(op.inputs[0], *self.of[node])
@@ -169,7 +177,7 @@ class _Readings:
     def _flatten(self, node: fx.Node, op: Op) -> None:
         if self.layout[op.inputs[0]] != "image" or FLOATS in self.of[node]:
             return self._stays(node, op, "its result is read as float32")
-        self._want(op.inputs[0], *(Reading(r.activation, r.format._replace(pixels=1)) for r in self.of[node]))
+        self._want(op.inputs[0], *(r._replace(format=r.format._replace(pixels=1)) for r in self.of[node]))
 
     def _concat(self, node: fx.Node, op: Op) -> None:
         sizes = [self.channels[read] for read in op.inputs]
@@ -277,6 +285,8 @@ class _Emission:
             return self._value(op.inputs[0], reading)
         if node not in self.floats and op.kind == "activation":
             return self._value(op.inputs[0], reading._replace(activation=op.activation))
+        if node not in self.floats and op.kind == "norm":
+            return self._value(op.inputs[0], reading._replace(norm=node.target))
         y = self._float(node)
         return y if reading.activation is None else self._activated(y, reading.activation), False
 
@@ -308,21 +318,15 @@ class _Emission:
 
     # --- what writes tensors
 
-    def _write(self, node: fx.Node, call) -> None:
+    def _write(self, node: fx.Node, call: Callable[[str, str], fx.Node]) -> None:
         """Everything that is wanted of a tensor. call: (outs, activation as JSON) -> list of tensors in the new graph."""
-        wanted = self.readings.of[node]
-        if node in self.readings.spilled:
-            wanted = [FLOATS]
-        if not wanted:
-            return
-        channels, activation = self.readings.channels[node], wanted[0].activation
-        outs = [None if r.format is None else r.format.codes(channels) for r in wanted]
-        y = call(
-            tensors.describe_all(outs),
-            json.dumps(activation if activation is None or len(activation) > 1 else activation[0]),
-        )
-        for i, reading in enumerate(wanted):
-            self._keep(node, reading, self._item(y, i))
+        wanted = [FLOATS] if node in self.readings.spilled else self.readings.of[node]
+        for start in range(0, len(wanted), MOST_OUTS):  # more of them take another pass
+            some = wanted[start : start + MOST_OUTS]
+            outs = [None if r.format is None else r.format.codes(self.readings.channels[node]) for r in some]
+            y = call(tensors.describe_all(outs), _json(wanted[0].activation))
+            for i, reading in enumerate(some):
+                self._keep(node, reading, self._item(y, i))
 
     def _keep(self, node: fx.Node, reading: Reading, y: fx.Node) -> None:
         flat = self.ops[node].kind == "average" and self.modules[node.target].flat
@@ -348,6 +352,9 @@ class _Emission:
         if not is_codes and not residual and self.readings.of[result] == [FLOATS]:
             self.floats[result] = self.graph.call_module(layer.target, (x,))
             return
+        norm = next((r.norm for r in self.readings.of[result]), None)
+        if norm is not None:
+            module.take(self.modules[norm])
         text = tensors.describe(reading.format.codes(module.channels) if is_codes else None)
 
         def call(outs: str, activation: str) -> fx.Node:
@@ -391,7 +398,7 @@ class _Emission:
     def _activation(self, node: fx.Node, op: Op) -> None:
         pass  # in the epilogue of what it reads
 
-    _same = _passed = _activation
+    _same = _passed = _norm = _activation
 
     def _max_pool(self, node: fx.Node, op: Op) -> None:
         kernel, stride, padding = op.window or ((1, 1), (1, 1), (0, 0))
@@ -420,3 +427,8 @@ class _Emission:
 
     def _output(self, node: fx.Node, op: Op) -> None:
         self.graph.node_copy(node, self._float)
+
+
+def _json(activation: Activation | None) -> str:
+    """An activation function as the ops take it: null, "relu", ["hardtanh", low, high]."""
+    return json.dumps(activation[0] if activation is not None and len(activation) == 1 else activation)

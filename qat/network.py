@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from .edges import QuantAvgPool2d, QuantEdge
 from .nodes import Op
 from .observe import Seen, frozen
-from .placement import insert, ops_of_float, pixels_of, place, readers, source, window_of
+from .placement import insert, norms_behind, ops_of_float, pixels_of, place, readers, source, window_of
 from .tensors import fit_input
-from .tracing import VIEW, Untraceable, give_forward, trace
+from .tracing import VIEW, Untraceable, give_forward, submodules, trace
 
 EDGES = "soniq_edges"  # where the quantizers of edges live in the model
 PREFIX = f"{EDGES}.at_"  # of the name of the node that one belongs to
@@ -26,6 +26,7 @@ class Network:
     """A traced float model. Without a graph: why not.
 
     readers: {tensor: names of the layers that read it}; pixels: {Linear: pixels of the flattened image it reads}.
+    norms: batch norms behind activation functions, which layers can take into their epilogue.
     """
 
     untraced: str = ""
@@ -35,6 +36,7 @@ class Network:
     seen: Mapping[fx.Node, Seen] = field(default_factory=dict)
     readers: Mapping[fx.Node, list[str]] = field(default_factory=dict)
     pixels: Mapping[str, int] = field(default_factory=dict)
+    norms: list[nn.BatchNorm2d] = field(default_factory=list)
 
 
 def study(
@@ -44,12 +46,13 @@ def study(
     try:
         graph = trace(model)
         ops = ops_of_float(graph, model, taken, folded)
+        norms = list(norms_behind(ops, submodules(model)).values())
         run = _Run(model, graph, _tensors_of_edges(ops))
         with frozen(model), torch.no_grad():
             _refuse_other_result(run.run(*_arguments(model, example_input), enable_io_processing=False), result)
     except Untraceable as reason:
         return Network(untraced=str(reason))
-    return Network("", graph, ops, run.shapes, run.seen, readers(ops), pixels_of(ops, run.shapes))
+    return Network("", graph, ops, run.shapes, run.seen, readers(ops), pixels_of(ops, run.shapes), norms)
 
 
 def add_edges(model: nn.Module, network: Network, bits: int) -> None:

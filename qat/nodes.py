@@ -12,19 +12,20 @@ from torch import fx, nn
 
 from .edges import QuantAvgPool2d, QuantEdge
 from .layers import QuantLayer
+from .norms import PackedNorm, QuantNorm
 from .packed_layers import PackedLayer
 
 Pair = tuple[int, int]
 Activation = tuple[str | float, ...]  # ("relu",), ("relu6",) or ("hardtanh", low, high)
 
-LEAVES = (QuantLayer, PackedLayer, QuantEdge, QuantAvgPool2d)
+LEAVES = (QuantLayer, PackedLayer, QuantEdge, QuantAvgPool2d, QuantNorm, PackedNorm)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
 class Op:
     """One node. kind: "layer", "edge", "average" (of codes), "activation", "add", "max_pool", "mean" (a float average pool),
-    "flatten", "concat", "same", "passed", "input", "output" or "other".
+    "flatten", "concat", "same", "passed", "norm" (batch norm behind an activation function), "input", "output" or "other".
 
     inputs: the tensors it reads. window: (kernel, stride, padding) of a pool; an average without one is of the whole image,
     or of each of `parts` (rows, columns) of it. flat: an average is [B, C] instead of [B, C, 1, 1].
@@ -67,6 +68,7 @@ def _of_module(module: nn.Module, node: fx.Node) -> Op | None:
         ("edge", QuantEdge),
         ("average", QuantAvgPool2d),
         ("passed", DROPOUTS),
+        ("norm", (QuantNorm, PackedNorm)),
     ):
         if isinstance(module, types):
             return Op(kind, read)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from soniq_kernels import packing, torch_ops
 
 from .geometry import Geometry
+from .norms import PackedNorm, affine
 
 
 class PackedLayer(nn.Module):
@@ -36,6 +37,22 @@ class PackedLayer(nn.Module):
         found, expected = (packed.plan.channels, packed.out_channels), (self.channels, self.outputs)
         if found != expected:
             raise ValueError(f"{prefix}packed has {found} (inputs, outputs), this layer has {expected}")
+
+    def take(self, norm: PackedNorm) -> None:
+        """Make a batch norm behind the activation function part of this layer's epilogue."""
+        old = self.packed_weights()
+        if old.post_scale is None:
+            new = packing.pack(
+                old.codes(), old.plan, old.scale, old.bias, old.activation_scale, norm.g.numpy(), norm.h.numpy()
+            )
+            self.packed = torch_ops.weights_to_tensor(new)
+
+    def with_norm(self, y: Tensor) -> Tensor:
+        """What `forward` makes of the float layer's result y: the same, or a norm taken behind it."""
+        weights = self.packed_weights()
+        if weights.post_scale is None:
+            return y
+        return affine(y, torch.from_numpy(weights.post_scale), torch.from_numpy(weights.post_bias))
 
     def extra_repr(self) -> str:
         weights = self.packed_weights()

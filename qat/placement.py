@@ -7,6 +7,7 @@ codes' values: there `place` puts a QuantEdge, whose precision is fixed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -17,14 +18,8 @@ from .nodes import Op, op_of
 from .tracing import submodules
 
 CARRIES_ROWS = ("activation", "same", "passed")
-CARRIES = (
-    "activation",
-    "max_pool",
-    "flatten",
-    "concat",
-    "same",
-    "passed",
-)  # codes in, codes out: no quantizer of their own
+# Codes in, codes out: no quantizer of their own.
+CARRIES = ("activation", "max_pool", "flatten", "concat", "same", "passed", "norm")
 
 
 @dataclass
@@ -78,6 +73,41 @@ def ops_of_float(
         if module in gone or module in taken:
             ops[node] = Op("passed" if module in gone else "layer", tuple(node.all_input_nodes))
     return ops
+
+
+def norms_behind(ops: dict[fx.Node, Op], modules: Mapping[str, nn.Module]) -> dict[fx.Node, nn.BatchNorm2d]:
+    """Batch norms that alone read what a layer and an activation function make; `ops` says so from now on."""
+    calls = Counter(node.target for node in ops if node.op == "call_module")
+    found = {}
+    for node in ops:
+        module = modules.get(node.target) if node.op == "call_module" else None
+        reads = node.all_input_nodes
+        if type(module) is nn.BatchNorm2d and calls[node.target] == 1 and len(reads) == 1 and has_statistics(module):
+            layer = layer_behind(reads[0], ops)
+            if layer is not None and calls[layer.target] == 1:
+                found[node], ops[node] = module, Op("norm", (reads[0],))
+    return found
+
+
+def has_statistics(norm: nn.Module) -> bool:
+    """Fixed float32 statistics, and nothing attached to the module."""
+    mean = norm.running_mean
+    hooks = norm._forward_hooks or norm._forward_pre_hooks
+    return mean is not None and mean.dtype == torch.float32 and not hooks
+
+
+def layer_behind(tensor: fx.Node, ops: Mapping[fx.Node, Op]) -> fx.Node | None:
+    """The layer that an activation function alone reads, whose result alone `tensor` is; None for any other origin."""
+    activations = 0
+    while len(tensor.users) == 1:
+        op = ops[tensor]
+        if op.kind == "layer":
+            return tensor if activations == 1 else None
+        if op.kind not in ("activation", "same", "passed"):
+            return None
+        activations += op.kind == "activation"
+        tensor = op.inputs[0]
+    return None
 
 
 def place(ops: Mapping[fx.Node, Op], shapes: Mapping[fx.Node, torch.Size]) -> Placement:

@@ -13,7 +13,9 @@ from .config import Config
 from .exactness import INT32_MAX, accumulator_bound
 from .layers import QuantConv2d, QuantLayer, QuantLinear
 from .network import Network, add_edges, study
+from .norms import QuantNorm
 from .observe import Seen, observe
+from .placement import has_statistics
 from .tensors import fit_input
 
 KINDS = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
@@ -48,7 +50,8 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     for layer in taken:
         spread = network.pixels.get(names[layer], 1)
         quantized[layer] = _quantized(layer, palettes[layer], seen[layer], config, folded.get(layer), spread)
-    swap(model, {**quantized, **{norm: nn.Identity() for norm in folded.values()}})
+    norms: dict[nn.Module, nn.Module] = {norm: QuantNorm(norm) for norm in network.norms}
+    swap(model, {**quantized, **norms, **{norm: nn.Identity() for norm in folded.values()}})
     _refuse_unreached(model, example_input, list(quantized.values()), [names[layer] for layer in taken])
     _share_inputs(model, network)
     if config.edge_bits is not None:
@@ -157,14 +160,7 @@ def _quantized(
 def _foldable(layer: nn.Module, norm: nn.Module | None) -> nn.Module | None:
     """The norm, if it has fixed statistics, float32, no hooks, and is of the kind that normalises the output channels."""
     expected = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
-    fits = (
-        type(norm) is expected
-        and norm.running_mean is not None
-        and norm.running_mean.dtype == torch.float32
-        and norm.num_features == len(layer.weight)
-        and not norm._forward_hooks
-        and not norm._forward_pre_hooks
-    )
+    fits = type(norm) is expected and norm.num_features == len(layer.weight) and has_statistics(norm)
     return norm if fits else None
 
 

@@ -16,6 +16,7 @@ from .edges import PackedEdge, QuantAvgPool2d, QuantEdge
 from .geometry import Geometry
 from .network import EDGES, PREFIX
 from .nodes import LEAVES
+from .norms import PackedNorm
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
 from .placement import Placement, insert
 from .prepare import swap
@@ -38,6 +39,7 @@ def save(packed: nn.Module, path: str | Path) -> None:
         },
         "pixels": {name: layer.pixels for name, layer in layers.items() if getattr(layer, "pixels", 1) > 1},
         "folded": [name for name, module in packed.named_modules() if isinstance(module, nn.Identity)],
+        "norms": {name: len(norm.g) for name, norm in packed.named_modules() if isinstance(norm, PackedNorm)},
         "edges": {name: _edge_fields(edge) for name, edge in getattr(packed, EDGES, nn.Module()).named_children()},
         "placement": getattr(packed, "soniq_placement", None),
         "codes": isinstance(packed, Traced),
@@ -55,7 +57,8 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     description = _description(path)
     tensors = torch_files.load_file(str(path))
     modules = dict(model.named_modules())
-    swaps = {_module(modules, name): nn.Identity() for name in description["folded"]}
+    swaps: dict[nn.Module, nn.Module] = {_module(modules, name): nn.Identity() for name in description["folded"]}
+    swaps |= {_module(modules, name): PackedNorm(size) for name, size in description["norms"].items()}
     for name, ints in description["layers"].items():
         if f"{name}.packed" not in tensors:
             raise ValueError(f"{path} names the layer {name} but holds no {name}.packed; save the network again")

@@ -36,6 +36,7 @@ class _Tracer(fx.Tracer):
 
 def trace(model: nn.Module, leaves: tuple[type, ...] = (), method: str = "forward") -> fx.Graph:
     """The graph of `model`'s forward (or another method), the same in training and in eval mode. Raises Untraceable."""
+    _refuse_hooks(model, _Tracer(leaves, method))
     training, graph = (_trace_as(model, _Tracer(leaves, method), mode) for mode in (True, False))
     if str(training) != str(graph):
         raise Untraceable(
@@ -44,6 +45,14 @@ def trace(model: nn.Module, leaves: tuple[type, ...] = (), method: str = "forwar
     _read_after_writing(graph, submodules(model))
     _flatten_by_name(graph)
     return graph
+
+
+def _refuse_hooks(model: nn.Module, tracer: fx.Tracer) -> None:
+    """A graph calls leaves only: what hangs on a block around them would be lost."""
+    for name, module in model.named_modules():
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        if name and hooks and not tracer.is_leaf_module(module, name):
+            raise Untraceable(f"{name} has forward hooks, which a graph of the whole model would not call")
 
 
 def submodules(model: nn.Module) -> dict[str, nn.Module]:

@@ -86,7 +86,7 @@ def verify(model: nn.Module, packed: nn.Module, batch: object) -> Verification:
 
 def _comparison(name: str, counterpart: nn.Module, checks: list[Check]):
     def compare_layer(layer, args, output):
-        checks.append(compare(name, output, counterpart(*args)))
+        checks.append(compare(name, counterpart.with_norm(output), counterpart(*args)))
 
     return compare_layer
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from qat_nets import assert_identical, bits_of, extremes, frozen, images
 from soniq_kernels import ops, packing, qat
-from soniq_kernels.qat.edges import QuantAvgPool2d, QuantEdge
+from soniq_kernels.qat.edges import QuantAvgPool2d, QuantEdge, scaled
 from soniq_kernels.qat.exporting import network_of
+from soniq_kernels.qat.norms import affine
 
 # --- patterns ----------------------------------------------------------------------------------------------------
 
@@ -124,9 +125,36 @@ class EvenParts(Net):
         return self.pool(self.b(self.relu(self.a(x)))).flatten(1)
 
 
+class NormBehindActivation(Net):
+    """As in CREPE: convolution, ReLU, batch norm with factors of both signs, pool. One norm is folded, one is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.behind = nn.BatchNorm2d(8)
+
+    def pattern(self, x):
+        y = F.max_pool2d(self.behind(F.relu6(self.norm(self.a(x)))), 2)
+        return F.relu(self.b(y) + self.c(y)).mean((2, 3))
+
+
+class Dense(Net):
+    """Every layer reads all that came before: the first tensor is wanted in six formats, more than one pass writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(layer(8 * i, 8) for i in range(1, 6))
+        self.c = layer(48, 8)
+
+    def pattern(self, x):
+        tensors = [x]
+        for each in self.layers:
+            tensors.append(F.relu(each(torch.cat(tensors, 1))))
+        return self.c(torch.cat(tensors, dim=1)).mean((2, 3))
+
+
 ALL_CODES = [
     SumOfTwoLayers, SumOfThree, SumOfCodes, PoolBeforeActivation, Concat, FlattenedImage, ReadAfterWriting,
-    DropoutAndIdentity, EvenParts,
+    DropoutAndIdentity, EvenParts, NormBehindActivation, Dense,
 ]  # fmt: skip
 
 
@@ -205,6 +233,21 @@ def test_a_model_that_cannot_be_traced_converts_layer_by_layer(kind, reason):
     assert qat.verify(model, packed, images(5, seed=3))
 
 
+def test_hooks_of_blocks_go_on_being_called():
+    class Hooked(SumOfTwoLayers):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Sequential(layer(), nn.ReLU())
+            self.a.register_forward_hook(lambda module, args, output: calls.append(module))
+
+    calls: list[nn.Module] = []
+    model = frozen(Hooked(), images(6))
+    assert qat.report(model).floats == ("a has forward hooks, which a graph of the whole model would not call",)
+    calls.clear()
+    model(images())
+    assert calls == [model.a]
+
+
 def test_edges_can_be_left_out():
     model = frozen(SumOfThree(), images(6), edge_bits=None)
     packed = qat.convert(model)
@@ -249,6 +292,51 @@ def test_mean_gradients_are_those_of_a_mean():
     weights = torch.randint(-2, 3, (2, 3, 2, 2)).float()
     (pool(x) * weights).sum().backward()
     assert torch.equal(x.grad, F.interpolate(weights, scale_factor=2) / 4)
+
+
+# --- batch norms behind activation functions ---------------------------------------------------------------------
+
+
+def test_a_norm_behind_an_activation_trains_and_is_fixed_with_the_others():
+    model = qat.freeze(qat.prepare(NormBehindActivation(), qat.Config(), images(6))).train()
+    before = model.behind.norm.running_mean.clone()
+    model(images(6)).square().sum().backward()
+    assert not torch.equal(model.behind.norm.running_mean, before)
+    qat.fix_batch_norm(model)
+    before = model.behind.norm.running_mean.clone()
+    model.zero_grad()
+    trained = model(images(6))
+    trained.square().sum().backward()
+    assert torch.equal(model.behind.norm.running_mean, before) and torch.equal(trained, model.eval()(images(6)))
+    assert model.behind.norm.weight.grad.abs().sum() > 0 and model.behind.norm.bias.grad.abs().sum() > 0
+    fresh = qat.prepare(NormBehindActivation(), qat.Config(), images(6, seed=1))
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.behind.is_folded
+
+
+def test_a_norm_whose_input_is_read_twice_stays_float():
+    class ReadTwice(NormBehindActivation):
+        def pattern(self, x):
+            y = F.relu(self.a(x))
+            return F.relu(self.b(self.behind(y)) + self.c(y)).mean((2, 3))
+
+    model = frozen(ReadTwice(), images(6))
+    packed = qat.convert(model)
+    assert "behind (BatchNorm2d) has no form on codes" in packed.soniq_floats
+    assert qat.verify(model, packed, images(5, seed=3))
+
+
+def test_gradients_of_an_affine():
+    """Whole-number operands make float32 gradients exact, so they must equal autograd's own."""
+    x, g, h = (torch.randint(-4, 5, shape).float() for shape in ((2, 3, 4, 5), (3,), (3,)))
+    mine, theirs = ([t.clone().requires_grad_() for t in (x, g, h)] for _ in range(2))
+    affine(*mine).square().sum().backward()
+    x, g, h = theirs
+    (x * g.view(-1, 1, 1) + h.view(-1, 1, 1)).square().sum().backward()
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.equal(a.grad, b.grad)
+    torch.library.opcheck(affine, tuple(mine))
+    torch.library.opcheck(scaled, (mine[0], torch.tensor(0.5, requires_grad=True), 0.25))
 
 
 # --- layers that read one tensor ---------------------------------------------------------------------------------
@@ -320,7 +408,7 @@ def test_copies_files_and_state_dicts_of_a_packed_network(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [SumOfThree, SumOfCodes, EvenParts, Unsupported])
+@pytest.mark.parametrize("kind", [SumOfThree, EvenParts, Unsupported, NormBehindActivation])
 def test_save_and_load_with_edges(kind, tmp_path):
     packed, x = qat.convert(frozen(kind(), images(6))), images(3, seed=5)
     qat.save(packed, tmp_path / "network.safetensors")
