@@ -94,7 +94,8 @@ template <int Count, class Body>
 }
 
 // Gathered rows stand a constant apart, which the compiler folds into the loads; for rows of a convolution's image the
-// stride is a variable.
+// stride is a variable. Functions that use it are [[gnu::flatten]]: with two bodies GCC would make functions of the lambdas
+// inside, and keep the sums in memory.
 template <int64_t Usual, class Body>
 [[gnu::always_inline]] inline void with_stride(int64_t stride, Body&& body) {
   if (stride == Usual)
@@ -134,8 +135,8 @@ template <class V, int Form, int Rows, class Stride>
 }
 
 template <class V, int Form, int Rows>
-void dot_tile(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k, uint32_t* sums,
-              int shift) {
+[[gnu::flatten]] void dot_tile(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k,
+                               uint32_t* sums, int shift) {
   with_stride<kRowStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
     dot_tile_strided<V, Form, Rows>(weights, activations, stride, k, sums, shift);
   });

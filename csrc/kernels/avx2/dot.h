@@ -122,7 +122,7 @@ template <int Run, int Rows, class Stride>
       weights += 2 * kStepBytes;
       activations += 2 * 4;
     } while (activations != run_end);
-    run.add_to(sums, shift, Avx2Dot::widened);
+    run.add_to(sums, shift, [](__m256i v) __attribute__((always_inline)) { return Avx2Dot::widened(v); });
   } while (activations != end);
 }
 
@@ -198,8 +198,8 @@ template <int Rows, class Stride>
 
 // ---- the family's table --------------------------------------------------------------------------------------------
 template <int Form, int Rows>
-void dot_tile_avx2(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k, uint32_t* sums,
-                   int shift) {
+[[gnu::flatten]] void dot_tile_avx2(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k,
+                                    uint32_t* sums, int shift) {
   constexpr int run = Avx2Dot::kRun[Form], usual = Form == Avx2Dot::kWords ? kExpandStride : kRowStride;
   with_stride<usual>(row_stride, [=](auto stride) __attribute__((always_inline)) {
     for (int half = 0; half < 2; ++half) {

@@ -94,8 +94,8 @@ template <int Rows, class Stride>
 }
 
 template <int Rows>
-void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int units, uint32_t* sums,
-                   int64_t, int shift) {
+[[gnu::flatten]] void lut_tile_vbmi(const uint8_t* weights, const uint8_t* tables, int64_t row_stride, int units,
+                                    uint32_t* sums, int64_t, int shift) {
   with_stride<kTableStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
     lut_tile_strided<Rows>(weights, tables, stride, units, sums, shift);
   });

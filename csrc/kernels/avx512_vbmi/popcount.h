@@ -68,8 +68,8 @@ template <int Rows, class Stride>
 }
 
 template <int Rows>
-void popcount_tile_avx512(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int words,
-                          uint32_t* sums, int shift) {
+[[gnu::flatten]] void popcount_tile_avx512(const uint8_t* weights, const uint8_t* activations, int64_t row_stride,
+                                           int words, uint32_t* sums, int shift) {
   with_stride<kRowStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
     popcount_tile_strided<Rows>(weights, activations, stride, words, sums, shift);
   });
