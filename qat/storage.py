@@ -23,6 +23,13 @@ from .prepare import swap
 from .tracing import Traced, Untraceable, give_forward, trace
 
 FORMAT, VERSION = "soniq_kernels.network", "1"
+NOTHING_MORE: dict[str, Any] = {
+    "pixels": {},
+    "norms": {},
+    "edges": {},
+    "placement": None,
+    "codes": False,
+}  # of a file of layers alone
 
 
 def save(packed: nn.Module, path: str | Path) -> None:
@@ -33,18 +40,18 @@ def save(packed: nn.Module, path: str | Path) -> None:
     layers = {name: layer for name, layer in packed.named_modules() if isinstance(layer, PackedLayer)}
     if not layers:
         raise ValueError(f"this {type(packed).__name__} has no packed layer; save what qat.convert returns")
-    description = {
+    network = {
         "layers": {
             name: layer.place.ints() if isinstance(layer, PackedConv2d) else [] for name, layer in layers.items()
         },
-        "pixels": {name: layer.pixels for name, layer in layers.items() if getattr(layer, "pixels", 1) > 1},
         "folded": [name for name, module in packed.named_modules() if isinstance(module, nn.Identity)],
-        "norms": {name: len(norm.g) for name, norm in packed.named_modules() if isinstance(norm, PackedNorm)},
-        "edges": {name: _edge_fields(edge) for name, edge in getattr(packed, EDGES, nn.Module()).named_children()},
-        "placement": getattr(packed, "soniq_placement", None),
-        "codes": isinstance(packed, Traced),
     }
-    metadata = {"format": FORMAT, "version": VERSION, "network": json.dumps(description)}
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": json.dumps(network),
+        "torch": json.dumps(_fields(packed)),
+    }
     require("safetensors.torch", extra="torch").save_model(packed, str(path), metadata=metadata)
 
 
@@ -77,6 +84,18 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     if description["codes"]:
         to_codes(model)
     return model
+
+
+def _fields(packed: nn.Module) -> dict[str, Any]:
+    """What rebuilding the torch module needs beside its layers."""
+    modules = list(packed.named_modules())
+    return {
+        "pixels": {name: module.pixels for name, module in modules if getattr(module, "pixels", 1) > 1},
+        "norms": {name: len(module.g) for name, module in modules if isinstance(module, PackedNorm)},
+        "edges": {name: _edge_fields(edge) for name, edge in getattr(packed, EDGES, nn.Module()).named_children()},
+        "placement": getattr(packed, "soniq_placement", None),
+        "codes": isinstance(packed, Traced),
+    }
 
 
 # --- edges -------------------------------------------------------------------------------------------------------
@@ -117,7 +136,7 @@ def _description(path: str | Path) -> dict:
     found = (metadata.get("format"), metadata.get("version"))
     if found != (FORMAT, VERSION):
         raise ValueError(f"{path} has format and version {found}, expected {(FORMAT, VERSION)}, as qat.save writes")
-    return json.loads(metadata["network"])
+    return {**NOTHING_MORE, **json.loads(metadata["network"]), **json.loads(metadata.get("torch", "{}"))}
 
 
 def _module(modules: dict[str, nn.Module], name: str) -> nn.Module:
