@@ -59,6 +59,16 @@ class DeviceActivations:
         zeros = torch.as_tensor(channel_zeros(self.plan), device=self.device)
         return (self.data[:, position].to(torch.int16) + zeros).to(torch.uint8).reshape(self.shape)
 
+    def laid_out_for(self, groups: int) -> DeviceActivations:
+        """The same codes, as a layer of so many groups reads them."""
+        if groups == self.groups:
+            return self
+        layout = row_layout(self.plan, groups)
+        source = torch.as_tensor(layout.source, device=self.device).long()
+        position = torch.as_tensor(self.layout.position, device=self.device).long()
+        data = self.data[:, position[source.clamp(min=0)]] * (source >= 0).to(torch.int8)
+        return DeviceActivations(data, part_sums(data, layout), self.shape, self.plan, self.scale, groups)
+
     def cpu(self) -> Activations:
         """The same codes for the CPU functions."""
         scale = self.scale.cpu().numpy()
@@ -76,13 +86,30 @@ def channel_zeros(plan: Plan) -> np.ndarray:
     return np.array([zero_point(s.a) for s in plan.segments], np.int16)[plan.segment_of()]
 
 
+def part_sums(data: torch.Tensor, layout: RowLayout) -> torch.Tensor:
+    """int32 [rows, groups * segments] of int8 [rows, row_bytes]."""
+    by_group = data.reshape(data.shape[0], layout.groups, layout.group_bytes)
+    parts = torch.split(by_group, list(layout.padded), dim=2)
+    return torch.stack([part.sum(dim=2, dtype=torch.int32) for part in parts], dim=2).reshape(data.shape[0], -1)
+
+
+def from_codes(codes: torch.Tensor, plan: Plan, scale: Any, groups: int = 1) -> DeviceActivations:
+    """Codes on a GPU that already exist: uint8 [..., channels] in the original channel order, images for example.
+
+    scale: a float, or a float32 tensor of 1 element, one per row, or one per NHWC image. Codes are not checked.
+    """
+    if codes.dtype != torch.uint8 or codes.shape[-1] != plan.channels:
+        raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}, expected torch.uint8 [..., {plan.channels}]")
+    layout = row_layout(plan, groups)
+    zeros = torch.as_tensor(channel_zeros(plan), device=codes.device)
+    own = (codes.reshape(-1, plan.channels).to(torch.int16) - zeros).to(torch.int8)
+    source = torch.as_tensor(layout.source, device=codes.device).long()
+    data = own[:, source.clamp(min=0)] * (source >= 0).to(torch.int8)
+    scales = torch.as_tensor(scale, dtype=torch.float32, device=codes.device).reshape(-1)
+    return DeviceActivations(data, part_sums(data, layout), tuple(codes.shape), plan, scales, groups)
+
+
 def from_host(x: Activations, device: Any = "cuda", groups: int = 1) -> DeviceActivations:
     """Codes of the CPU functions, copied to a GPU."""
-    layout = row_layout(x.plan, groups)
-    codes = x.codes().reshape(-1, x.plan.channels).astype(np.int16) - channel_zeros(x.plan)
-    data = np.zeros((codes.shape[0], layout.row_bytes), np.int8)
-    data[:, layout.position] = codes
-    parts = np.cumsum([0, *(layout.padded * groups)])[:-1]
-    sums = np.add.reduceat(data.astype(np.int32), parts, axis=1) if data.size else np.zeros((0, len(parts)), np.int32)
-    to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)  # noqa: E731
-    return DeviceActivations(to(data), to(sums), x.shape, x.plan, to(x.scale.reshape(-1)), groups)
+    codes = torch.from_numpy(np.ascontiguousarray(x.codes())).to(device)
+    return from_codes(codes, x.plan, torch.from_numpy(np.array(x.scale)), groups)

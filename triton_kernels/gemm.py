@@ -11,6 +11,7 @@ from soniq_kernels.triton_kernels import epilogue, tensor_core
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 from soniq_kernels.triton_kernels.launch import require_usable
+from soniq_kernels.triton_kernels.quantize import operand
 
 
 def matmul(x: Any, weights: DeviceWeights) -> torch.Tensor:
@@ -31,7 +32,7 @@ def linear(
     """A linear layer with its epilogue, as `soniq_kernels.gemm.linear` and with the same bits; nothing is checked for being finite.
 
     Args:
-        x: DeviceActivations [..., K].
+        x: DeviceActivations [..., K]; or float32, float16 or bfloat16 [..., K], quantized with the weights' activation_scale.
         residual: float32 tensor or DeviceActivations [..., N].
         activation: None, "relu", "relu6" or ("hardtanh", low, high).
         out: (plan, scale) of the next layer: the result is DeviceActivations of that plan.
@@ -54,8 +55,4 @@ def _operand(x: Any, weights: DeviceWeights) -> DeviceActivations:
     if len(weights.shape) != 2:
         raise ValueError(f"weights have shape {weights.shape}, a convolution; use conv2d, or pack [N, K] weights")
     require_usable(weights.device)
-    if x.plan.channels != weights.plan.channels or not x.plan.same_activations(weights.plan):
-        raise ValueError(
-            f"x was quantized for {x.plan} but the weights are packed for {weights.plan}; quantize x with weights.plan"
-        )
-    return x
+    return operand(x, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -17,7 +18,8 @@ def launch(
     if 0 in grid:
         return
     if isinstance(kernel, InterpretedFunction):
-        kernel[grid](*arguments, **constants, ASM=False)
+        with np.errstate(all="ignore"):  # the interpreter computes with NumPy
+            kernel[grid](*arguments, **constants, ASM=False)
         return
     compiled(kernel, arguments, constants, **options)[(*grid, 1, 1)[:3]](*arguments, *constants.values(), True)
 
