@@ -56,6 +56,12 @@ class DeviceWeights:
         """Bytes of the panels."""
         return sum(panel.nbytes for panel in self.panels)
 
+    def words(self) -> tuple[torch.Tensor, ...]:
+        """The panels as int32, four bytes a word."""
+        if "words" not in self.cache:
+            self.cache["words"] = tuple(panel.view(torch.int32) for panel in self.panels)
+        return self.cache["words"]
+
     def upload(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 

@@ -37,7 +37,7 @@ def add_products(
     for block in range(first, last):
         rows = (0, 0, 0)
         for s in tl.static_range(SLICES):
-            rows = load_rows(rows, tile + block * (ROWS * PN * L), PN * L, BITS, s)
+            rows = load_rows(rows, tile + block * (ROWS * PN * L), PN * L, None, BITS, s)
             k = (block * SLICES + s) * L
             inside = m_ok[None, :] & (k + l < channels)[:, None]
             acc = tl.dot(
@@ -114,12 +114,12 @@ def gemm(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, tile:
             shape[first].row_factor, shape[second].row_factor, first, second, x.sums.shape[1], *epilogue,
         ),
         dict(
-            **epilogue.constants, **_segments(weights), PN=weights.panel_outputs, BN=max(bn, 16), BM=bm,
+            **epilogue.constants, **segment_constants(weights), PN=weights.panel_outputs, BN=max(bn, 16), BM=bm,
         ),
     )  # fmt: skip
 
 
-def _segments(weights: DeviceWeights) -> dict[str, Any]:
+def segment_constants(weights: DeviceWeights) -> dict[str, Any]:
     """What the kernel is compiled for: widths, slices, and how the two sums are put together."""
     first, second = (weights.shapes[s] for s in (weights.order[0], weights.order[-1]))
     one = first is second

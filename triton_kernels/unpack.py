@@ -48,15 +48,15 @@ def field(row, WIDTH: tl.constexpr, SLOT: tl.constexpr, LOW: tl.constexpr, ASM: 
 
 
 @triton.jit
-def load_rows(rows, pointers, stride, BITS: tl.constexpr, SLICE: tl.constexpr):
+def load_rows(rows, pointers, stride, mask, BITS: tl.constexpr, SLICE: tl.constexpr):
     """The byte rows that slice SLICE of a block needs: those of the slice before, and new ones where it crosses over."""
     part0, part1, part2 = rows
     if SLICE % (8 // part_width(BITS, 0)) == 0:
-        part0 = tl.load(pointers + (SLICE * part_width(BITS, 0) // 8) * stride)
+        part0 = tl.load(pointers + (SLICE * part_width(BITS, 0) // 8) * stride, mask=mask)
     if part_width(BITS, 1) != 0 and SLICE * part_width(BITS, 1) % 8 == 0:
-        part1 = tl.load(pointers + (part_row(BITS, 1) + SLICE * part_width(BITS, 1) // 8) * stride)
+        part1 = tl.load(pointers + (part_row(BITS, 1) + SLICE * part_width(BITS, 1) // 8) * stride, mask=mask)
     if part_width(BITS, 2) != 0 and SLICE * part_width(BITS, 2) % 8 == 0:
-        part2 = tl.load(pointers + (part_row(BITS, 2) + SLICE * part_width(BITS, 2) // 8) * stride)
+        part2 = tl.load(pointers + (part_row(BITS, 2) + SLICE * part_width(BITS, 2) // 8) * stride, mask=mask)
     return part0, part1, part2
 
 
@@ -71,4 +71,39 @@ def codes_of(rows, BITS: tl.constexpr, SLICE: tl.constexpr, ASM: tl.constexpr):
         codes |= field(part1, part_width(BITS, 1), SLICE % (8 // part_width(BITS, 1)), part_low(BITS, 1), ASM)
     if part_width(BITS, 2) != 0:
         codes |= field(part2, part_width(BITS, 2), SLICE % (8 // part_width(BITS, 2)), part_low(BITS, 2), ASM)
+    return codes
+
+
+@triton.constexpr_function
+def word_mask(width, low):
+    """`width` bits from bit `low` of each byte of a word, as int32."""
+    mask = (((1 << width) - 1) << low) * 0x01010101
+    return mask - (1 << 32) if mask >= 1 << 31 else mask
+
+
+@triton.jit
+def word_field(row, WIDTH: tl.constexpr, SLOT: tl.constexpr, LOW: tl.constexpr):
+    """int32 words of four bytes: field SLOT of WIDTH bits of each byte, times 2^LOW."""
+    SHIFT: tl.constexpr = WIDTH * SLOT - LOW
+    if SHIFT > 0:
+        row = row >> SHIFT
+    if SHIFT < 0:
+        row = row << -SHIFT
+    return row & word_mask(WIDTH, LOW)
+
+
+@triton.jit
+def code_words(rows, BITS: tl.constexpr, SLICE: tl.constexpr, SHIFTED: tl.constexpr):
+    """Words of four codes of slice SLICE; without SHIFTED, of a width of one part, each 2^(BITS * field) times its code."""
+    part0, part1, part2 = rows
+    SLOTS: tl.constexpr = 8 // part_width(BITS, 0)
+    if BITS == 8:
+        return part0
+    if not SHIFTED:
+        return part0 & word_mask(BITS, BITS * (SLICE % SLOTS))
+    codes = word_field(part0, part_width(BITS, 0), SLICE % SLOTS, 0)
+    if part_width(BITS, 1) != 0:
+        codes |= word_field(part1, part_width(BITS, 1), SLICE % (8 // part_width(BITS, 1)), part_low(BITS, 1))
+    if part_width(BITS, 2) != 0:
+        codes |= word_field(part2, part_width(BITS, 2), SLICE % (8 // part_width(BITS, 2)), part_low(BITS, 2))
     return codes
