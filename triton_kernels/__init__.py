@@ -18,11 +18,13 @@ from soniq_kernels._optional import require
 for _module in ("torch", "triton"):
     require(_module, extra="gpu")
 
+from soniq_kernels.triton_kernels.conv2d import conv2d, conv2d_int32  # noqa: E402
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations, from_codes, from_host  # noqa: E402
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights, to_device  # noqa: E402
 from soniq_kernels.triton_kernels.gemm import linear, matmul  # noqa: E402
 from soniq_kernels.triton_kernels.quantize import quantize_activations  # noqa: E402
 
 __all__ = [
-    "DeviceActivations", "DeviceWeights", "from_codes", "from_host", "linear", "matmul", "quantize_activations", "to_device",
+    "DeviceActivations", "DeviceWeights", "conv2d", "conv2d_int32", "from_codes", "from_host", "linear", "matmul",
+    "quantize_activations", "to_device",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ and nothing is checked for being finite. Tiles are [outputs, rows], as the matri
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,11 +141,12 @@ def steps(
     """float32 [..., outputs], or DeviceActivations where `out` is (plan, scale)."""
     shortcut = _residual(weights, residual, shape)
     function = activation_of(activation)
+    each = max(1, math.prod(shape[:-1]) // max(1, x.scale.numel()))
     if out is None:
         y = torch.empty(shape, dtype=torch.float32, device=weights.device)
-        return _assemble(weights, FLOAT.value, x.scale, x.rows_per_scale, shortcut, function, y, shape)
+        return _assemble(weights, FLOAT.value, x.scale, each, shortcut, function, y, shape)
     codes = _empty_codes(weights, out, shape)
-    return _assemble(weights, CODES.value, x.scale, x.rows_per_scale, shortcut, function, codes, shape)
+    return _assemble(weights, CODES.value, x.scale, each, shortcut, function, codes, shape)
 
 
 def _assemble(weights, kind, a_scale, rows_per_scale, residual, function, result, shape) -> Epilogue:

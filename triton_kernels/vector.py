@@ -34,18 +34,24 @@ WORDS = tl.constexpr(128)  # that a warp loads at once, 4 a thread
 
 
 @triton.jit
-def dp4a(w, x, acc, SIGNED: tl.constexpr, ASM: tl.constexpr):
-    """acc + the sum of four products of bytes of w (int8 if SIGNED, else uint8) and int8 bytes of x."""
+def add_word_products(acc, w, x, SIGNED: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr):
+    """int32 [BN, WORDS / 4] + the products of the bytes of w [BN, WORDS] (int8 if SIGNED, else uint8) and x [1, WORDS] (int8).
+
+    A thread holds four neighbouring words of each; their products go into one sum.
+    """
     if ASM:
-        return tl.inline_asm_elementwise(
-            "dp4a.s32.s32 $0, $1, $2, $3;" if SIGNED else "dp4a.u32.s32 $0, $1, $2, $3;",
-            "=r,r,r,r", [w, x, acc], dtype=tl.int32, is_pure=True, pack=1,
-        )  # fmt: skip
+        words, activations = four(w, BN), four(x, 1)
+        for i in tl.static_range(4):
+            other = tl.broadcast_to(activations[i], (BN, WORDS // 4))
+            acc = tl.inline_asm_elementwise(
+                "dp4a.s32.s32 $0, $1, $2, $3;" if SIGNED else "dp4a.u32.s32 $0, $1, $2, $3;",
+                "=r,r,r,r", [words[i], other, acc], dtype=tl.int32, is_pure=True, pack=1,
+            )  # fmt: skip
+        return acc
     shifts = (tl.arange(0, 4) * 8)[None, None, :]
-    a, b = (w[:, :, None] >> shifts) & 255, (x[:, :, None] >> shifts) & 255
-    if SIGNED:
-        a = (a ^ 128) - 128
-    return acc + tl.sum(a * ((b ^ 128) - 128), axis=2)
+    a, b = w[:, :, None] >> shifts, (x[:, :, None] >> shifts).to(tl.int8).to(tl.int32)
+    a = (a.to(tl.int8) if SIGNED else a.to(tl.uint8)).to(tl.int32)
+    return acc + tl.sum(tl.reshape(tl.mul(a, b, False), (BN, WORDS // 4, 16)), axis=2)
 
 
 @triton.jit
@@ -63,6 +69,12 @@ def kept_in_place(bits, rows, unshifted):
     return 8 // bits if unshifted and rows == 1 and bits in (1, 2, 4) else 1
 
 
+@triton.constexpr_function
+def slot(row, slice, fields):
+    """The accumulator of a row and a slice."""
+    return row if fields == 1 else slice % fields
+
+
 @triton.jit
 def add_words(
     accs, w, x, rows, n, first, last, w_panel, x_stride, channels,
@@ -77,22 +89,26 @@ def add_words(
     column = tl.arange(0, WORDS)
     block = column // W
     word = column % W
-    tile = w + (n // PN).to(tl.int64)[:, None] * w_panel + (n % PN)[:, None] * W + (block * (ROWS * PN * W) + word)[None, :]
+    tile = (
+        w
+        + (n // PN).to(tl.int64)[:, None] * w_panel
+        + (n % PN)[:, None] * W
+        + (block * (ROWS * PN * W) + word)[None, :]
+    )
     for start in range(first, last, WORDS // W):
         here = start + block < last
         rows_loaded = (0, 0, 0)
         for s in tl.static_range(SLICES):
             rows_loaded = load_rows(rows_loaded, tile + start * (ROWS * PN * W), PN * W, here[None, :], BITS, s)
-            words = four(code_words(rows_loaded, BITS, s, FIELDS == 1), BN)
+            words = code_words(rows_loaded, BITS, s, FIELDS == 1)
             k = ((start + block) * SLICES + s) * W + word
-            inside = (here & (k * 4 < channels))[None, :]
+            inside = (here & (k < channels))[None, :]
             for m in tl.static_range(M):
                 row = tl.minimum(tl.program_id(2) * M + m, rows - 1)
-                activations = four(tl.load(x + row.to(tl.int64) * x_stride + k[None, :], mask=inside, other=0), 1)
-                acc = accs[m if FIELDS == 1 else s % FIELDS]
-                for i in tl.static_range(4):
-                    acc = dp4a(words[i], tl.broadcast_to(activations[i], (BN, WORDS // 4)), acc, BITS == 8, ASM)
-                accs = replaced(accs, m if FIELDS == 1 else s % FIELDS, acc)
+                activations = tl.load(x + row.to(tl.int64) * x_stride + k[None, :], mask=inside, other=0)
+                acc = accs[slot(m, s, FIELDS)]
+                acc = add_word_products(acc, words, activations, BITS == 8, BN, ASM)
+                accs = replaced(accs, slot(m, s, FIELDS), acc)
     return accs
 
 
@@ -153,14 +169,16 @@ def vector_kernel(
     group = tl.program_id(0) // tiles
     n = (tl.program_id(0) % tiles) * BN + tl.arange(0, BN)
     split, splits = tl.program_id(1), tl.num_programs(1)
-    x += group * group_words
+    x_stride = tl.multiple_of(x_stride, 4)  # parts of a row begin and end at 16 bytes
+    channels1, channels2 = tl.multiple_of(channels1, 4), tl.multiple_of(channels2, 4)
+    x += tl.multiple_of(group * group_words, 4)
     acc = segment_sums(
-        w1, x + first1, rows, n, split, splits, blocks1, n_blocks, group, x_stride, channels1,
+        w1, x + tl.multiple_of(first1, 4), rows, n, split, splits, blocks1, n_blocks, group, x_stride, channels1,
         BITS1, L1, PN, BN, M, UNSHIFTED, ASM,
     )  # fmt: skip
     if BITS2 != 0:
         acc = (acc << BETWEEN) + segment_sums(
-            w2, x + first2, rows, n, split, splits, blocks2, n_blocks, group, x_stride, channels2,
+            w2, x + tl.multiple_of(first2, 4), rows, n, split, splits, blocks2, n_blocks, group, x_stride, channels2,
             BITS2, L2, PN, BN, M, UNSHIFTED, ASM,
         )  # fmt: skip
     tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
@@ -172,10 +190,10 @@ def vector_kernel(
             acc = split_k.take(workspace, tile, BN, M)
         m = tl.program_id(2) * M + tl.arange(0, M)
         m_ok, n_ok = m < rows, n < group_outputs
-        x_sums += m * sums_stride + group * (2 if BITS2 != 0 else 1)
-        row_terms = row_factor1 * tl.load(x_sums + sum1, mask=m_ok, other=0)
+        own_sums = x_sums + m * sums_stride + group * (2 if BITS2 != 0 else 1)
+        row_terms = row_factor1 * tl.load(own_sums + sum1, mask=m_ok, other=0)
         if BITS2 != 0:
-            row_terms += row_factor2 * tl.load(x_sums + sum2, mask=m_ok, other=0)
+            row_terms += row_factor2 * tl.load(own_sums + sum2, mask=m_ok, other=0)
         n += group * group_outputs
         acc = (acc << AFTER) + row_terms[None, :] + tl.load(terms + n, mask=n_ok, other=0)[:, None]
         finish(
@@ -204,7 +222,7 @@ def gemv(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, bn: i
             x.data.view(torch.int32), layout.row_bytes // 4, x.sums, x.rows, words[first], words[second],
             weights.column_terms(ONE_TAP), weights.group_outputs, weights.out_channels,
             shape[first].blocks, shape[second].blocks, layout.first[first] // 4, layout.first[second] // 4,
-            layout.padded[first], layout.padded[second], layout.group_bytes // 4,
+            layout.padded[first] // 4, layout.padded[second] // 4, layout.group_bytes // 4,
             shape[first].row_factor, shape[second].row_factor, first, second, x.sums.shape[1], space, *epilogue,
         ),
         dict(
@@ -218,4 +236,3 @@ def gemv(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, bn: i
 def steps_of(weights: DeviceWeights) -> int:
     """How many parts K can be split into, at most."""
     return max(-(-shape.blocks // (WORDS.value * 4 // shape.slice)) for shape in weights.shapes)
-
