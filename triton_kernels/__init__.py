@@ -21,10 +21,10 @@ for _module in ("torch", "triton"):
 from soniq_kernels.triton_kernels.conv2d import conv2d, conv2d_int32  # noqa: E402
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations, from_codes, from_host  # noqa: E402
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights, to_device  # noqa: E402
-from soniq_kernels.triton_kernels.gemm import linear, matmul  # noqa: E402
+from soniq_kernels.triton_kernels.gemm import explain, linear, matmul  # noqa: E402
 from soniq_kernels.triton_kernels.quantize import quantize_activations  # noqa: E402
 
 __all__ = [
-    "DeviceActivations", "DeviceWeights", "conv2d", "conv2d_int32", "from_codes", "from_host", "linear", "matmul",
+    "DeviceActivations", "DeviceWeights", "conv2d", "conv2d_int32", "explain", "from_codes", "from_host", "linear", "matmul",
     "quantize_activations", "to_device",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ import triton.language as tl
 
 from soniq_kernels.plans import Plan
 from soniq_kernels.triton_kernels import epilogue
+from soniq_kernels.triton_kernels.choice import Choice, choose
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 from soniq_kernels.triton_kernels.epilogue import Epilogue, finish
@@ -228,13 +229,15 @@ def _axis_classes(weights: DeviceWeights, geometry: Geometry, axis: int) -> tupl
 
 
 def run(
-    x: DeviceActivations, weights: DeviceWeights, geometry: Geometry, done: Epilogue, tile: tuple[int, int] = (64, 64)
+    x: DeviceActivations, weights: DeviceWeights, geometry: Geometry, done: Epilogue, choice: Choice | None = None
 ) -> None:
-    """One layer; tile is (BN, BM)."""
-    shape, layout, (bn, bm) = weights.shapes, weights.row_layout, tile
+    """One layer in tiles of `choice.bn` outputs by `choice.bm` positions."""
+    shape, layout = weights.shapes, weights.row_layout
     first, second = weights.order[0], weights.order[-1]
     rows = x.shape[0] * geometry.out[0] * geometry.out[1]
     table = borders(weights, geometry)
+    choice = choice or choose(weights, rows)
+    bn, bm = choice.bn, choice.bm
     grid = (weights.groups * -(-weights.group_outputs // bn), -(-rows // bm))
     launch(
         conv2d_kernel, grid,
@@ -252,4 +255,5 @@ def run(
             TAPS=weights.kernel_size[0] * weights.kernel_size[1], BORDERS=int(len(table.terms) > 1),
             PN=weights.panel_outputs, BN=bn, BM=bm,
         ),
+        num_warps=choice.warps, num_stages=choice.stages,
     )  # fmt: skip

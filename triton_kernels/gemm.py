@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from soniq_kernels.plans import Plan
-from soniq_kernels.triton_kernels import epilogue, tensor_core
+from soniq_kernels.triton_kernels import epilogue, tensor_core, vector
+from soniq_kernels.triton_kernels.choice import VECTOR, Choice, choose
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 from soniq_kernels.triton_kernels.launch import require_usable
@@ -18,7 +20,7 @@ def matmul(x: Any, weights: DeviceWeights) -> torch.Tensor:
     """The integer result, exact, int32 [..., N] in units of 2**weights.exponent. `x` as in `linear`."""
     codes = _operand(x, weights)
     done = epilogue.integers(weights, (*codes.shape[:-1], weights.out_channels))
-    tensor_core.gemm(codes, weights, done)
+    run(codes, weights, done)
     return done.result
 
 
@@ -42,8 +44,20 @@ def linear(
     """
     codes = _operand(x, weights)
     done = epilogue.steps(weights, codes, (*codes.shape[:-1], weights.out_channels), residual, activation, out)
-    tensor_core.gemm(codes, weights, done)
+    run(codes, weights, done)
     return done.result
+
+
+def run(x: DeviceActivations, weights: DeviceWeights, done: epilogue.Epilogue, choice: Choice | None = None) -> None:
+    """One product with its epilogue, by the given choice or the one that the layer gets."""
+    choice = choice or choose(weights, x.rows)
+    (vector.gemv if choice.path == VECTOR else tensor_core.gemm)(x, weights, done, choice)
+
+
+def explain(x: Any, weights: DeviceWeights) -> Choice:
+    """Which kernel serves this product or convolution, in which tiles, and why; of `x` only the shape counts."""
+    rows = math.prod(x.shape[:-1])
+    return choose(weights, rows)
 
 
 def _operand(x: Any, weights: DeviceWeights) -> DeviceActivations:

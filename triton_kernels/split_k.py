@@ -13,30 +13,31 @@ import triton.language as tl
 
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 
-TILE_INTS = 1 << 12  # of the largest tile that is split
-
 
 @triton.jit
-def add_and_count(acc, workspace, tile, programs, BN: tl.constexpr, BM: tl.constexpr):
-    """Adds int32 [BN, BM] to tile `tile` of the workspace; true for the last of `programs` programs."""
-    counters = workspace + tl.num_programs(0) * tl.num_programs(2) * (BN * BM)
+def add_and_count(acc, workspace, tile, tiles, programs, BN: tl.constexpr, BM: tl.constexpr):
+    """Adds int32 [BN, BM] to tile `tile` of the workspace's `tiles`; true for the last of `programs` programs."""
     tl.atomic_add(_own(workspace, tile, BN, BM), acc, sem="relaxed")
     tl.debug_barrier()  # every thread has added before one of them counts
-    return tl.atomic_add(counters + tile, 1, sem="acq_rel") == programs - 1
+    return tl.atomic_add(_counter(workspace, tile, tiles, BN, BM), 1, sem="acq_rel") == programs - 1
 
 
 @triton.jit
-def take(workspace, tile, BN: tl.constexpr, BM: tl.constexpr):
+def take(workspace, tile, tiles, BN: tl.constexpr, BM: tl.constexpr):
     """The sum of all parts. Exchanged and not loaded: that reads behind the level 1 cache and leaves zeros."""
-    counters = workspace + tl.num_programs(0) * tl.num_programs(2) * (BN * BM)
     acc = tl.atomic_xchg(_own(workspace, tile, BN, BM), tl.zeros((BN, BM), tl.int32), sem="relaxed")
-    tl.atomic_xchg(counters + tile, 0, sem="relaxed")
+    tl.atomic_xchg(_counter(workspace, tile, tiles, BN, BM), 0, sem="relaxed")
     return acc
 
 
 @triton.jit
 def _own(workspace, tile, BN: tl.constexpr, BM: tl.constexpr):
     return workspace + tile * (BN * BM) + tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
+
+
+@triton.jit
+def _counter(workspace, tile, tiles, BN: tl.constexpr, BM: tl.constexpr):
+    return workspace + tiles * (BN * BM) + tile
 
 
 def workspace(weights: DeviceWeights, tiles: int, tile_ints: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from soniq_kernels.triton_kernels import split_k
+from soniq_kernels.triton_kernels.choice import Choice
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 from soniq_kernels.triton_kernels.epilogue import Epilogue, finish
@@ -117,7 +118,7 @@ def replaced(values, INDEX: tl.constexpr, value):
     """The tuple with one of its values replaced."""
     new = ()
     for i in tl.static_range(len(values)):
-        new = new + (value if i == INDEX else values[i],)
+        new = (*new, value if i == INDEX else values[i])
     return new
 
 
@@ -182,12 +183,13 @@ def vector_kernel(
             BITS2, L2, PN, BN, M, UNSHIFTED, ASM,
         )  # fmt: skip
     tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    all_tiles = tl.num_programs(2) * tl.num_programs(0)
     last = True
     if SPLIT:
-        last = split_k.add_and_count(acc, workspace, tile, splits, BN, M)
+        last = split_k.add_and_count(acc, workspace, tile, all_tiles, splits, BN, M)
     if last:
         if SPLIT:
-            acc = split_k.take(workspace, tile, BN, M)
+            acc = split_k.take(workspace, tile, all_tiles, BN, M)
         m = tl.program_id(2) * M + tl.arange(0, M)
         m_ok, n_ok = m < rows, n < group_outputs
         own_sums = x_sums + m * sums_stride + group * (2 if BITS2 != 0 else 1)
@@ -209,8 +211,9 @@ def vector_kernel(
 LONGEST_IN_PLACE = 1 << 20  # codes of K: a thread sums a 32nd of them, each product at most 2^7 * 255 * 128 / 2^7 * 2^7
 
 
-def gemv(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, bn: int, rows: int, splits: int) -> None:
-    """One layer: `bn` outputs of `rows` rows a warp, K in `splits` parts."""
+def gemv(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, choice: Choice) -> None:
+    """One layer: `choice.bn` outputs of `choice.bm` rows a warp, K in `choice.splits` parts."""
+    bn, rows, splits = choice.bn, choice.bm, choice.splits
     shape, layout = weights.shapes, weights.row_layout
     first, second = weights.order[0], weights.order[-1]
     tiles, row_tiles = weights.groups * -(-weights.group_outputs // bn), -(-x.rows // rows)
@@ -231,8 +234,3 @@ def gemv(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, bn: i
         ),
         num_warps=1, num_stages=1,
     )  # fmt: skip
-
-
-def steps_of(weights: DeviceWeights) -> int:
-    """How many parts K can be split into, at most."""
-    return max(-(-shape.blocks // (WORDS.value * 4 // shape.slice)) for shape in weights.shapes)

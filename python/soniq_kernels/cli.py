@@ -218,6 +218,44 @@ def _reader(path: Path) -> str:
     return f"wrote {path}: with SONIQ_COSTS={path} in the environment {readers}"
 
 
+# ---- soniq tune ------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def tune(
+    out: Annotated[Path | None, typer.Option(help="The file to write; this GPU's own by default.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes of layers: some minutes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure which tiles are fastest on this GPU, and write the table that the GPU kernels are chosen by.
+
+    The file is $SONIQ_GPU_TABLE if that is set, else soniq/gpu-<name>.json in the user's folder of configurations. Let the GPU
+    do nothing else meanwhile.
+    """
+    try:
+        import torch
+
+        from soniq_kernels.triton_kernels import choice, launch
+        from soniq_kernels.triton_kernels import tune as tuner
+    except ImportError as missing:
+        raise SystemExit(f"soniq tune: {missing}") from None
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "soniq tune: torch sees no GPU; this command measures an NVIDIA GPU of compute capability 8.0 or higher"
+        )
+    launch.require_usable(torch.device("cuda"))
+    name = choice.gpu_name(torch.device("cuda"))
+    path = out or Path(os.environ.get("SONIQ_GPU_TABLE") or choice.user_path(name))
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"measuring {name}", total=len(tuner.jobs(quick)))
+        table = tuner.measure("cuda", quick, advance=lambda: progress.advance(bar))
+    tuner.write(table, path)
+    if as_json:
+        print(json.dumps(table, indent=1))
+    else:
+        _console().print(f"wrote {path}: from now on the GPU kernels are chosen by it on {name}", highlight=False)
+
+
 # ---- soniq verify ----------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ Packed weights travel through torch as one uint8 tensor that holds the bytes of 
 tensor is what state_dict, safetensors, deepcopy, torch.compile and torch.export know how to carry; the kernels' own
 form of the weights is built from it once and kept as long as the tensor's memory lives.
 
-The ops run on the CPU and have no gradient: train with `soniq_kernels.qat`, then convert.
+soniq::linear, soniq::conv2d and soniq::quantize also take CUDA tensors (docs/gpu.md); the other ops run on the CPU. None has a gradient: train with `soniq_kernels.qat`, then convert.
 """
 
 from __future__ import annotations
@@ -331,6 +331,24 @@ def _array(name: str, x: Tensor) -> np.ndarray:
 
 def _tensor(y: Activations | np.ndarray) -> Tensor:
     return torch.from_numpy(y.stored if isinstance(y, Activations) else y)
+
+
+# --- CUDA tensors ------------------------------------------------------------------------------------------------
+
+
+def _on_cuda(name: str):
+    """The op of triton_kernels/torch_cuda.py, imported at its first call."""
+
+    def call(*arguments):
+        from soniq_kernels.triton_kernels import torch_cuda
+
+        return getattr(torch_cuda, name)(*arguments)
+
+    return call
+
+
+for _name, _op in (("linear", linear), ("conv2d", conv2d), ("quantize", quantize)):
+    _op.register_kernel("cuda", _on_cuda(_name))
 
 
 # --- operands ----------------------------------------------------------------------------------------------------

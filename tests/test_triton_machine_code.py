@@ -1,0 +1,95 @@
+"""The machine code of the GPU kernels, compiled for GPUs that are not there: the instructions meant, no spills, no fused steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed; pip install soniq_kernels[gpu]")
+pytest.importorskip("triton", reason="triton is not installed; pip install soniq_kernels[gpu]")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_MEMORY = {80: 166_912, 90: 232_448}  # bytes that one program may have
+
+SOME = [
+    "tensor_core w4a8 64x16/1", "tensor_core w1a8 64x64/1", "tensor_core w7a8 64x16/2", "tensor_core w8a8 128x128/1",
+    "tensor_core w2a4+w4a8 128x128/1 codes", "vector w4a8 8x1/1", "vector w3a8+w8a8 8x2/2 residual", "vector w1a8 8x1/1",
+    "conv2d w2a8+w8a8", "conv2d w4a4", "quantize per_row", "quantize 0.5",
+]  # fmt: skip
+OLDER = ["tensor_core w4a8 64x16/1", "vector w4a8 8x1/1", "conv2d w4a4"]
+ALL = SOME + [
+    f"{path} w{w}a8{second} {tile}"
+    for w in range(1, 9)
+    for second in ("", "+w8a4")
+    for path, tile in (("tensor_core", "64x16/1"), ("tensor_core", "64x64/2"), ("tensor_core", "128x128/1"),
+                       ("vector", "8x1/2"), ("vector", "8x4/1"), ("vector", "4x8/1"))
+]  # fmt: skip
+
+
+def compiled(capability: int, names: list[str]) -> dict[str, dict]:
+    """The facts of aot.py; what was compiled before is not compiled again."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(ROOT / ".cache" / "triton")}
+    command = [sys.executable, str(ROOT / "tests" / "aot.py"), str(capability)]
+    done = subprocess.run(command, input="\n".join(names), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_machine_code(capability, full):
+    names = (SOME if capability == 90 else OLDER) if not full else ALL
+    found = compiled(capability, names)
+    assert list(found) == names
+    wrong = [f"{name}: {fault}" for name, facts in found.items() for fault in faults(name, facts, capability)]
+    assert not wrong, "\n".join(wrong)
+
+
+def count(facts, *beginnings):
+    return sum(n for name, n in facts["instructions"].items() if name.startswith(beginnings))
+
+
+def faults(name: str, facts: dict, capability: int):
+    """What is wrong with a kernel."""
+    kind = name.split()[0]
+    if facts["stack"] or count(facts, "LDL", "STL"):
+        yield f"spills: stack {facts['stack']}, {count(facts, 'LDL', 'STL')} loads and stores"
+    if facts["shared"] > SHARED_MEMORY[capability]:
+        yield f"{facts['shared']} bytes of shared memory"
+    if facts["fused"] or facts["flushed"]:
+        yield f"{facts['fused']} fused products, {facts['flushed']} instructions that flush denormals"
+    if kind != "quantize" and count(facts, "FFMA"):
+        yield "FFMA in the epilogue"
+    if kind != "quantize" and not any(i.startswith(("LDG", "LDGSTS")) and ".128" in i for i in facts["instructions"]):
+        yield "no load of 16 bytes"
+    if kind == "vector" and not count(facts, "IDP.4A"):
+        yield "no dp4a"
+    if kind in ("tensor_core", "conv2d"):
+        yield from matrix_faults(name, facts, capability)
+
+
+def matrix_faults(name: str, facts: dict, capability: int):
+    if capability < 90:
+        if not count(facts, "IMMA"):
+            yield "no int8 matrix instruction"
+        return
+    if not count(facts, "IGMMA") or count(facts, "IMMA"):
+        yield f"{count(facts, 'IGMMA')} wgmma, {count(facts, 'IMMA')} small matrix instructions"
+    if facts["saturating"]:
+        yield "wgmma that clamps"
+    if "w8" not in name and facts["weights_from_registers"] != facts["wgmma"]:
+        yield f"{facts['weights_from_registers']} of {facts['wgmma']} wgmma take their weights from registers"
+
+
+def test_the_checks_can_fail():
+    """A kernel with every fault is found guilty of each."""
+    bad = {
+        "instructions": {"LDL": 1, "FFMA": 2, "IMMA.16832.S8.S8.SAT": 3, "LDG.E": 4}, "stack": 8, "shared": 300_000,
+        "weights_from_registers": 0, "wgmma": 2, "fused": 1, "flushed": 1, "saturating": 1,
+    }  # fmt: skip
+    assert len(list(faults("tensor_core w4a8 64x16/1", bad, 90))) == 8
+    assert "no dp4a" in list(faults("vector w4a8 8x1/1", bad, 90))
