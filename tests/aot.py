@@ -28,7 +28,7 @@ from triton.runtime import driver
 
 from soniq_kernels import packing
 from soniq_kernels import triton_kernels as gpu
-from soniq_kernels.triton_kernels import conv2d, epilogue, gemm, launch, quantize, tensor_core, vector
+from soniq_kernels.triton_kernels import conv, epilogue, gemm, launch, quantize, tensor_core, vector
 from soniq_kernels.triton_kernels.choice import TENSOR_CORE, VECTOR, Choice
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -95,8 +95,8 @@ def convolution(name: str, pairs):
     """Compiles a 3x3 convolution of 64 channels."""
     weights = gpu.to_device(packed_layer((64, 3, 3, 64), pairs, channels=64), "cpu")
     x = gpu.from_codes(torch.zeros((1, 8, 8, 64), dtype=torch.uint8), weights.plan, 1.0)
-    geometry = conv2d.geometry_of((8, 8), (3, 3), 1, 1, 1)
-    conv2d.run(x, weights, geometry, epilogue.steps(weights, x, (1, 8, 8, 64), None, "relu", None))
+    geometry = conv.geometry_of((8, 8), (3, 3), 1, 1, 1)
+    conv.run(x, weights, geometry, epilogue.steps(weights, x, (1, 8, 8, 64), None, "relu", None))
 
 
 def quantizing(name: str, scale):
@@ -123,7 +123,7 @@ def by_name(name: str):
 def main() -> None:
     pretend(int(sys.argv[1]))
     compiled = []
-    for module in (tensor_core, vector, conv2d, quantize):
+    for module in (tensor_core, vector, conv, quantize):
         module.launch = lambda kernel, grid, *arguments, **options: compiled.append(
             launch.compiled(kernel, *arguments, **options)
         )

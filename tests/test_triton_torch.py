@@ -60,7 +60,8 @@ def test_layers_follow_and_do_not_outlive_their_tensor(rng):
     assert not torch.equal(torch_cuda.weights_of(first).vectors, built.vectors)
     del first, second
     gc.collect()
-    torch_cuda.weights_of(layer(rng, (OUTPUTS, CHANNELS)).to(DEVICE))
+    third = layer(rng, (OUTPUTS, CHANNELS)).to(DEVICE)
+    torch_cuda.weights_of(third)
     assert sum(not reference.expired() for reference, _, _ in torch_cuda._built.values()) == len(torch_cuda._built)
 
 

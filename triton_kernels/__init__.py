@@ -18,7 +18,7 @@ from soniq_kernels._optional import require
 for _module in ("torch", "triton"):
     require(_module, extra="gpu")
 
-from soniq_kernels.triton_kernels.conv2d import conv2d, conv2d_int32  # noqa: E402
+from soniq_kernels.triton_kernels.conv import conv2d, conv2d_int32  # noqa: E402
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations, from_codes, from_host  # noqa: E402
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights, to_device  # noqa: E402
 from soniq_kernels.triton_kernels.gemm import explain, linear, matmul  # noqa: E402

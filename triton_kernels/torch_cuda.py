@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from soniq_kernels import torch_ops
-from soniq_kernels.triton_kernels.conv2d import conv2d as run_conv2d
+from soniq_kernels.triton_kernels.conv import conv2d as run_conv2d
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations, from_codes
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 from soniq_kernels.triton_kernels.gemm import linear as run_linear

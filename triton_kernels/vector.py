@@ -118,7 +118,7 @@ def replaced(values, INDEX: tl.constexpr, value):
     """The tuple with one of its values replaced."""
     new = ()
     for i in tl.static_range(len(values)):
-        new = (*new, value if i == INDEX else values[i])
+        new = new + (value if i == INDEX else values[i],)  # noqa: RUF005, Triton takes no starred tuples
     return new
 
 
