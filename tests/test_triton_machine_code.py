@@ -17,11 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_MEMORY = {80: 166_912, 90: 232_448}  # bytes that one program may have
 
 SOME = [
-    "tensor_core w4a8 64x16/1", "tensor_core w1a8 64x64/1", "tensor_core w7a8 64x16/2", "tensor_core w8a8 128x128/1",
-    "tensor_core w2a4+w4a8 128x128/1 codes", "vector w4a8 8x1/1", "vector w3a8+w8a8 8x2/2 residual", "vector w1a8 8x1/1",
-    "conv2d w2a8+w8a8", "conv2d w4a4", "quantize per_row", "quantize 0.5",
+    "tensor_core w4a8 64x16/1", "tensor_core w7a8 64x16/2", "tensor_core w8a8 128x128/1", "tensor_core w2a4+w4a8 128x128/1 codes",
+    "vector w1a8 8x1/1", "vector w3a8+w8a8 8x2/2 residual", "conv2d w2a8+w8a8", "quantize per_row",
 ]  # fmt: skip
-OLDER = ["tensor_core w4a8 64x16/1", "vector w4a8 8x1/1", "conv2d w4a4"]
+OLDER = ["tensor_core w4a8 64x16/1", "conv2d w2a8+w8a8"]
 ALL = SOME + [
     f"{path} w{w}a8{second} {tile}"
     for w in range(1, 9)
