@@ -7,7 +7,15 @@ import pytest
 
 import cases
 from soniq_kernels import gemm, packing
+from soniq_kernels.triton_kernels import gemm as gemm_on_gpu
+from soniq_kernels.triton_kernels.choice import TENSOR_CORE, Choice
 from triton_cases import A_SCALE, Grid, gpu, layer, numpy, on_gpu, oracle, two_segments
+
+
+@pytest.fixture(autouse=True)
+def matrix_instructions(monkeypatch):
+    """These are the tests of the tensor-core path, also where few rows would take the vector path (test_triton_vector.py)."""
+    monkeypatch.setattr(gemm_on_gpu, "choose", lambda weights, rows: Choice(TENSOR_CORE, 64, 16))
 
 
 def check_integers(rng, layout, outputs, rows):

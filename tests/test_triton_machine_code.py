@@ -92,3 +92,30 @@ def test_the_checks_can_fail():
     }  # fmt: skip
     assert len(list(faults("tensor_core w4a8 64x16/1", bad, 90))) == 8
     assert "no dp4a" in list(faults("vector w4a8 8x1/1", bad, 90))
+
+
+def test_a_machine_without_a_gpu_is_told_what_is_needed():
+    """Outside of the interpreter an operand on the CPU is an error, and the tuner says that there is no GPU."""
+    code = """
+import numpy as np, torch
+from soniq_kernels import packing
+packed = packing.pack(np.zeros((4, 8), np.uint8), packing.Plan.uniform(8, 2, 4), np.ones(4, np.float32), activation_scale=1.0)
+from soniq_kernels import triton_kernels as gpu
+try:
+    gpu.linear(torch.zeros(2, 8), gpu.to_device(packed, "cpu"))
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "the operands are on cpu, these kernels run on NVIDIA GPUs; use soniq_kernels.gemm" in done.stdout, (
+        done.stderr
+    )
+
+
+def test_tuning_without_a_gpu_says_what_it_measures():
+    """`soniq tune` where torch sees no GPU."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", "from soniq_kernels.cli import main; main()", "tune", "--quick"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "torch sees no GPU; this command measures an NVIDIA GPU" in done.stderr

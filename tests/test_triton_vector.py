@@ -12,9 +12,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="triton is not installed; pip install soniq_kernels[gpu]")
 
 import cases
+from soniq_kernels import gemm as cpu
+from soniq_kernels import packing
 from soniq_kernels.triton_kernels import choice, epilogue, gemm, split_k, tune
 from soniq_kernels.triton_kernels.choice import TENSOR_CORE, VECTOR, Choice
-from triton_cases import A_SCALE, Grid, gpu, layer, numpy, on_gpu, oracle, two_segments
+from triton_cases import A_SCALE, DEVICE, Grid, gpu, layer, numpy, on_gpu, oracle, two_segments
 
 
 def operands(rng, layout, outputs, rows):
@@ -50,6 +52,26 @@ def test_two_segments_and_more_rows_than_a_tile(rng):
     pairs = (Grid("ternary", 2), Grid("unsigned", 2)), (Grid("signed", 8), Grid("bipolar", 8, 7, 1))
     weights, codes, expected = operands(rng, two_segments(rng, 50, 80, pairs), 9, 5)
     check(weights, codes, expected, vector(8, 4, 1))
+
+
+def test_floats_and_codes_are_those_of_the_cpu(rng):
+    """The epilogue behind the vector path, with float32 in and scales per row."""
+    packed = layer(
+        rng,
+        oracle.uniform(40, Grid("bipolar", 2), Grid("unsigned", 8)),
+        (9, 40),
+        bias=np.ones(9),
+        activation_scale="per_row",
+    )
+    x = rng.normal(size=(3, 40)).astype(np.float32)
+    weights = gpu.to_device(packed, DEVICE)
+    device_x = weights.vectors.new_tensor(x)
+    assert gpu.explain(device_x, weights).path == VECTOR
+    got = gpu.linear(device_x, weights, activation="relu")
+    cases.assert_same_bits(numpy(got), cpu.linear(x, packed, activation="relu"))
+    plan = packing.Plan.uniform(9, 2, 8)
+    got = gpu.linear(device_x, weights, out=(plan, 0.3))
+    cases.assert_same(numpy(got.codes()), cpu.linear(x, packed, out=(plan, 0.3)).codes())
 
 
 @pytest.mark.parametrize("how", [vector(8, 1, 3), vector(4, 2, 2), Choice(TENSOR_CORE, 64, 16, 3)], ids=str)

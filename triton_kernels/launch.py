@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,29 @@ import torch
 from triton.runtime.interpreter import InterpretedFunction
 
 OPTIONS = {"enable_fp_fusion": False}
+# Machine code by what Triton compiles it for. Triton's own look-up binds every argument anew, which costs more than a launch.
+_compiled: dict[tuple[Any, ...], Any] = {}
 
 
 def launch(
     kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], **options: int
 ) -> None:
-    """Runs `kernel` over `grid`; `constants` are its compile-time arguments, `options` num_warps and num_stages."""
+    """Runs `kernel` over `grid`; `constants` are its compile-time arguments, `options` num_warps and num_stages.
+
+    `arguments` are all that come before the compile-time ones, in order; the first is a tensor on the device that runs it.
+    """
     if 0 in grid:
         return
     if isinstance(kernel, InterpretedFunction):
         with np.errstate(all="ignore"):  # the interpreter computes with NumPy
             kernel[grid](*arguments, **constants, ASM=False)
         return
-    compiled(kernel, arguments, constants, **options)[(*grid, 1, 1)[:3]](*arguments, *constants.values(), True)
+    with torch.cuda.device_of(arguments[0]):
+        key = (kernel, torch.cuda.current_device(), *constants.values(), *options.values(), *map(_kind, arguments))
+        code = _compiled.get(key)
+        if code is None:
+            code = _compiled[key] = compiled(kernel, arguments, constants, **options)
+        code[(*grid, 1, 1)[:3]](*arguments, *constants.values(), True)
 
 
 def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], **options: int) -> Any:
@@ -29,6 +40,16 @@ def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any],
     return kernel.warmup(*arguments, grid=(1,), **constants, ASM=True, **OPTIONS, **options)
 
 
+def _kind(argument: Any) -> Any:
+    """What of a run-time argument the machine code depends on: types, being 1, divisibility and alignment by 16."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
+    return float
+
+
+@lru_cache(maxsize=1)
 def interpreted() -> bool:
     """Whether TRITON_INTERPRET=1 was set when these kernels were imported: they then run on the CPU, slowly, to be tested."""
     from soniq_kernels.triton_kernels.tensor_core import gemm_kernel
@@ -36,13 +57,14 @@ def interpreted() -> bool:
     return isinstance(gemm_kernel, InterpretedFunction)
 
 
+@lru_cache(maxsize=64)
 def require_usable(device: torch.device) -> None:
     """Raises an error that says what these kernels need, unless they can run on `device`."""
     if interpreted():
         return
     if device.type != "cuda":
         raise ValueError(
-            f"the weights are on {device}, these kernels run on NVIDIA GPUs; use soniq_kernels.gemm and soniq_kernels.conv on the CPU"
+            f"the operands are on {device}, these kernels run on NVIDIA GPUs; use soniq_kernels.gemm and soniq_kernels.conv on the CPU"
         )
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
