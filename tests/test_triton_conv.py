@@ -15,7 +15,7 @@ SMALL = [
     dict(kernel=(1, 1), stride=(2, 2), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1, bits=((8, 8),)),
     dict(kernel=(3, 3), stride=(1, 2), padding=(2, 2, 2, 2), dilation=(2, 2), groups=1, bits=((2, 3), (8, 8))),
     dict(kernel=(2, 3), stride=(1, 1), padding=(1, 0, 0, 1), dilation=(1, 1), groups=2, bits=((3, 5), (6, 7))),
-    dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1), dilation=(1, 1), groups=12, bits=((5, 6),)),
+    dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1), dilation=(1, 1), groups=6, bits=((5, 6),)),
 ]
 
 
