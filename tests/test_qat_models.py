@@ -89,3 +89,16 @@ def test_a_slim_mobilenet():
     packed = qat.convert(model)
     assert qat.float_tensors(packed, x[:1]) == []
     assert_identical(model, packed, torch.cat([x, extremes(x)]))
+
+
+@torch.no_grad()
+def test_crepe_tiny(full):
+    """--full: tones of several pitches through tall convolutions and batch norms behind ReLUs."""
+    if not full:
+        pytest.skip("--full")
+    pitches = torch.linspace(50, 1500, 6)[:, None]
+    x = torch.sin(2 * torch.pi * pitches * torch.arange(1024) / 16_000)[:, None, :, None]
+    model = frozen(models.crepe_tiny(), x)
+    packed = qat.convert(model)
+    assert qat.float_tensors(packed, x[:1]) == []
+    assert_identical(model, packed, torch.cat([x, extremes(x)]))
