@@ -148,15 +148,25 @@ struct AxisClasses {
   }
 };
 
+// Images of many sizes go through one layer, and each has its table: only the latest are kept.
+constexpr size_t kKnownBorders = 8;
+
 }  // namespace
 
 std::shared_ptr<const BorderTable> Layer::border(const Geometry& g) const {
-  const std::vector<int> key{g.in_h,     g.in_w,    g.out_h,    g.out_w,      g.stride_h,
-                             g.stride_w, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w};
+  const std::array<int, 10> key{g.in_h,     g.in_w,    g.out_h,    g.out_w,      g.stride_h,
+                                g.stride_w, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w};
   const std::lock_guard<std::mutex> lock(border_mutex_);
-  std::shared_ptr<const BorderTable>& known = borders_[key];
-  if (known) return known;
+  auto known = std::find_if(borders_.begin(), borders_.end(), [&](const KnownBorder& b) { return b.first == key; });
+  if (known == borders_.end()) {
+    if (borders_.size() == kKnownBorders) borders_.pop_back();
+    known = borders_.insert(borders_.end(), {key, make_border(g)});
+  }
+  std::rotate(borders_.begin(), known, known + 1);
+  return borders_.front().second;
+}
 
+std::shared_ptr<const BorderTable> Layer::make_border(const Geometry& g) const {
   const AxisClasses h(g.out_h, g.in_h, shape_.kernel_h, g.stride_h, g.pad_top, g.dilation_h);
   const AxisClasses w(g.out_w, g.in_w, shape_.kernel_w, g.stride_w, g.pad_left, g.dilation_w);
   auto table = std::make_shared<BorderTable>();
@@ -173,48 +183,7 @@ std::shared_ptr<const BorderTable> Layer::border(const Geometry& g) const {
         }
       table->terms.insert(table->terms.end(), terms.begin(), terms.end());
     }
-  known = table;
-  return known;
-}
-
-// ---- depthwise -----------------------------------------------------------------------------------------------------
-// One output channel per input channel: nothing to share between columns, so lanes are channels and the sum runs over
-// levels themselves; a tap in the padding is left out, and no constants are needed.
-void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
-  const LayerShape& shape = layer.shape();
-  const Tier& tier = layer.kernel_tier();
-  constexpr int64_t kLevelWork = 8;           // a product of levels takes the time of so many of bytes
-  const int threads = threads_for(geometry.rows() * shape.products_per_row() * kLevelWork, geometry.rows());
-  std::vector<int> original(shape.channels);  // stored position -> output; groups are single channels
-  for (const Segment& s : shape.segments)
-    for (int c = 0; c < shape.channels; ++c)
-      if (s.group_channels(c)) original[s.first_channel + s.group_start[c]] = c;
-
-  parallel(threads, [&](int share, int shares) {
-    const Range mine = share_of(geometry.rows(), 1, share, shares);
-    TileEpilogue epilogue(layer, output, geometry, nullptr);
-    std::vector<const uint8_t*> pixels(shape.taps());
-    std::vector<int32_t> stored(shape.channels);
-    std::vector<uint32_t> sums(shape.channels);
-    const uint32_t no_row_term = 0;
-    for (int64_t m = mine.begin; m < mine.end; ++m) {
-      const OutputPosition p = output_position(geometry, m);
-      for (int s = 0; s < layer.segments(); ++s) {
-        const Segment& segment = shape.segments[s];
-        for (int t = 0; t < shape.taps(); ++t) {
-          const int64_t pixel = tap_pixel(geometry, p, t / shape.kernel_w, t % shape.kernel_w);
-          pixels[t] = pixel < 0 ? nullptr : codes + pixel * shape.channels + segment.first_channel;
-        }
-        tier.table->depthwise(layer.levels(s), segment.channels, pixels.data(), shape.taps(), segment.channels,
-                              segment.activation.alpha, segment.activation.beta, stored.data() + segment.first_channel);
-        const int shift = segment.exponent() - shape.exponent();
-        for (int c = segment.first_channel; c < segment.first_channel + segment.channels; ++c)
-          sums[original[c]] = uint32_t(stored[c]) << shift;
-      }
-      epilogue({sums.data(), 0, shape.channels}, &no_row_term, m, 1, 0, shape.outputs);
-    }
-  });
-  tier.counters.depthwise.add(1);
+  return table;
 }
 
 }  // namespace soniq

@@ -77,6 +77,18 @@ void count_dot(const Tier& tier, const DotFamily& dot, Counts& counts) {
             tier.counters.few[form][bits][rows];
 }
 
+void count_depthwise(const Tier& tier, const DepthwiseFamily& depthwise, Counts& counts) {
+  const std::string prefix = std::string(tier.name) + ".depthwise.";
+  counts[prefix + "interleave"] = tier.counters.depthwise_interleave;
+  counts[prefix + "merge"] = tier.counters.depthwise_merge;
+  for (int i = 0; i < depthwise.forms; ++i) {
+    const DepthwiseForm& form = depthwise.form[i];
+    counts[prefix + form.name + ".any"] = tier.counters.depthwise_any[i];
+    for (int rows = 1; rows <= 2 && form.three[rows - 1]; ++rows)
+      counts[prefix + form.name + ".three.rows" + std::to_string(rows)] = tier.counters.depthwise_three[i][rows - 1];
+  }
+}
+
 void count_popcount(const Tier& tier, const PopcountFamily& popcount, Counts& counts) {
   const std::string prefix = std::string(tier.name) + ".popcount.";
   for (int bits = 1; bits <= 8; ++bits)
@@ -150,7 +162,7 @@ std::map<std::string, int64_t> kernel_counts() {
     if (k.all_finite) counts[prefix + "all_finite"] = c.all_finite;
     if (k.sum_bytes) counts[prefix + "sum_bytes"] = c.sum_bytes;
     if (k.epilogue) counts[prefix + "epilogue"] = c.epilogue;
-    if (k.depthwise) counts[prefix + "depthwise"] = c.depthwise;
+    if (k.depthwise) count_depthwise(*t, *k.depthwise, counts);
     if (k.dot) count_dot(*t, *k.dot, counts);
     if (k.popcount) count_popcount(*t, *k.popcount, counts);
     if (k.lut) count_lut(*t, *k.lut, counts);

@@ -25,7 +25,9 @@ class Count {
 
 // How often each kernel of a tier ran. The suite fails for a kernel that never did.
 struct KernelCounters {
-  Count quantize, quantize_split, abs_max, all_finite, sum_bytes, epilogue, depthwise;
+  Count quantize, quantize_split, abs_max, all_finite, sum_bytes, epilogue, depthwise_interleave, depthwise_merge;
+  std::array<Count, kMaxDepthwiseForms> depthwise_any{};
+  std::array<std::array<Count, 2>, kMaxDepthwiseForms> depthwise_three{};
   std::array<Count, 9> unpack{};
   Count expand;
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxDotForms> tile{};

@@ -102,9 +102,71 @@ struct DotFamily {
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------
-// acc[c] = sum over taps t with pixels[t] of levels[t][c] * (alpha * pixels[t][c] + beta), one output pixel.
-using DepthwiseFn = void (*)(const int16_t* levels, int64_t levels_ld, const uint8_t* const* pixels, int taps,
-                             int64_t channels, int alpha, int beta, int32_t* acc);
+// Lanes are channels, a block of them at a time. Neighbouring rows of the image are interleaved, `rows` of them a strip, so that
+// an instruction that adds neighbours adds taps of one channel:
+//
+//   strip   [lanes group][column][lane][row]      one byte a code, or what the family makes of it
+//
+// Taps that lie on no row of the layer have weight 0, a pixel outside the image has code 0: neither adds anything.
+struct DepthwiseRow {
+  const uint8_t* codes;  // of the block's first channel, at the first column
+  int64_t step;          // bytes to the next column; 0: all columns are this one
+};
+// `rows` rows to a strip: group g of column x at to + g * group_bytes + x * column_bytes of the family.
+using InterleaveFn = void (*)(const DepthwiseRow* rows, int64_t columns, uint8_t* to, int64_t group_bytes);
+
+// A tensor of two segments stores its pixels [low | high]; blocks want channels in the original order. 16 of them are bytes of
+// two runs:
+struct MergePiece {
+  int32_t to, low, high;                // where 16 bytes begin: in the merged pixel, and in the stored one
+  uint8_t from_low[16], from_high[16];  // which of those bytes comes to each place; 0x80: none
+};
+using MergeFn = void (*)(const MergePiece* pieces, int count, const uint8_t* stored, int64_t stored_step, int64_t pixels,
+                         uint8_t* to, int64_t step);
+
+// sums[out_row][column][channel of the block] = (sum over strips and taps of weight * code) << shifts[channel].
+struct DepthwiseTile {
+  const uint8_t* strips;  // of the first output column
+  int64_t strip_bytes, group_bytes;
+  int64_t output_bytes;   // between the columns that neighbouring outputs begin at
+  int64_t tap_bytes;      // between the columns of neighbouring taps
+  int strip_count, taps;  // that an output row reads; taps in a row of the kernel
+  const uint8_t* weights;  // [out_row][group][strip][tap], of the form's weight_bytes each
+  int64_t weights_row;
+  const uint32_t* shifts;  // [channels of the block]
+  int out_rows;
+  int64_t columns;
+  uint32_t* sums;
+};
+using DepthwiseFn = void (*)(const DepthwiseTile& tile);
+
+// What decides whether a form is exact for the weights of a block, with the largest code for every activation.
+struct DepthwiseBounds {
+  int least_weight, most_weight;  // levels
+  int64_t most_pair;              // of the products of two neighbouring rows of a strip, in magnitude
+  int64_t most_sum;               // of all products that such a pair of rows adds up
+  int most_shift;
+};
+
+constexpr int kMaxDepthwiseForms = 3;
+
+struct DepthwiseForm {
+  const char* name;
+  bool (*exact)(const DepthwiseBounds& bounds);
+  int weight_size;                   // bytes of a weight, 1 or 2
+  int (*place)(int lane, int row);   // of a weight among those of a group, strip and tap
+  DepthwiseFn any;
+  DepthwiseFn three[2];              // [output rows - 1]: three taps, and as many strips as three rows need
+};
+
+struct DepthwiseFamily {
+  int channels, lanes, rows;                    // of a block; of a group; of a strip
+  int column_bytes;                             // of a group in a strip
+  InterleaveFn interleave;
+  MergeFn merge;
+  int forms;
+  DepthwiseForm form[kMaxDepthwiseForms];       // the first one that is exact serves; the last one always is
+};
 
 // ---- popcount family: AND and population count on bit planes -----------------------------------------------------------
 // Codes of one row to bit planes: plane j of 64 codes is one word at planes + j * plane_stride, the next one word_bytes on.
@@ -182,7 +244,7 @@ struct KernelTable {
   AllFiniteFn all_finite;
   SumBytesFn sum_bytes;
   EpilogueFn epilogue;
-  DepthwiseFn depthwise;
+  const DepthwiseFamily* depthwise;
   const DotFamily* dot;
   const PopcountFamily* popcount;
   const LutFamily* lut;

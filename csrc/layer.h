@@ -1,13 +1,14 @@
 // A layer ready to run on one tier: weights as panels, the sums the algebra needs, and the call itself.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include "aligned.h"
+#include "depthwise.h"
 #include "dispatch.h"
 #include "format.h"
 #include "quantize.h"
@@ -90,16 +91,20 @@ class Layer {
   // The factor of Ca in the integer result, what the kernel's S lacks included.
   uint32_t row_factor(int segment) const;
   const uint8_t* stream(int segment) const { return streams_[segment].data(); }  // reference family
-  const int16_t* levels(int segment) const { return levels_[segment].data(); }   // depthwise family: [tap][channel]
+  const DepthwiseWeights& depthwise() const { return *depthwise_; }              // depthwise family
+  // Whether valid taps add a constant, that of their border class.
+  bool has_activation_terms() const;
   std::shared_ptr<const BorderTable> border(const Geometry& geometry) const;
 
  private:
   Family choose_family();
+  std::shared_ptr<const BorderTable> make_border(const Geometry& geometry) const;
   void build_kernels(const uint8_t* const* streams, const std::vector<Family>& families, const Taps& taps);
-  void build_levels(const uint8_t* const* streams);
   bool mostly_padding() const;
   void copy_streams(const uint8_t* const* streams);
   void sum_taps(const uint8_t* const* streams);
+
+  using KnownBorder = std::pair<std::array<int, 10>, std::shared_ptr<const BorderTable>>;
 
   LayerShape shape_;
   const Tier& tier_;
@@ -107,10 +112,10 @@ class Layer {
   Family family_;
   std::vector<std::unique_ptr<SegmentKernel>> kernels_;  // [group][segment]
   std::vector<std::vector<uint8_t>> streams_;
-  std::vector<std::vector<int16_t>> levels_;
+  std::unique_ptr<const DepthwiseWeights> depthwise_;
   std::vector<uint32_t> tap_terms_;  // [tap][output]: what a valid tap adds to the constant of an output
   mutable std::mutex border_mutex_;
-  mutable std::map<std::vector<int>, std::shared_ptr<const BorderTable>> borders_;
+  mutable std::vector<KnownBorder> borders_;  // those of the last few geometries, latest first
 };
 
 // The drivers.

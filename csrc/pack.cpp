@@ -1,4 +1,4 @@
-// From streams of codes to what a tier's kernels read: panels by family, levels, and the constants of the algebra.
+// From streams of codes to what a tier's kernels read: panels by family, and the constants of the algebra.
 #include <algorithm>
 #include <stdexcept>
 
@@ -156,23 +156,22 @@ uint32_t term_of_tap(const Segment& s, int exponent, const uint8_t* codes, int c
 Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families,
              bool share_pixels)
     : shape_(std::move(shape)), tier_(tier), kernel_tier_(&tier), family_(choose_family()) {
-  if (family_ == Family::depthwise) build_levels(streams);
+  if (family_ == Family::depthwise) depthwise_ = std::make_unique<DepthwiseWeights>(shape_, streams, *kernel_tier_);
   if (family_ == Family::dot) {
     if (share_pixels && shape_.groups == 1 && shape_.taps() > 1)
       build_kernels(streams, families, {shape_.kernel_h, shape_.kernel_w});
     if (!shares_pixels() || mostly_padding()) build_kernels(streams, families, {});
-    sum_taps(streams);
   }
+  if (family_ != Family::reference) sum_taps(streams);
   if (family_ == Family::reference) copy_streams(streams);
 }
 
 Family Layer::choose_family() {
   const bool depthwise = shape_.groups > 1 && shape_.groups == shape_.channels && shape_.outputs == shape_.channels;
-  const Tier& depthwise_tier = tier_with(tier_, &KernelTable::depthwise);
   kernel_tier_ = &tier_with(tier_, &KernelTable::dot);
   if (!kernel_tier_->table->dot) return Family::reference;
   if (!depthwise) return Family::dot;
-  kernel_tier_ = &depthwise_tier;
+  kernel_tier_ = &DepthwiseWeights::tier_for(tier_, shape_.channels);
   return Family::depthwise;
 }
 
@@ -221,16 +220,10 @@ void Layer::copy_streams(const uint8_t* const* streams) {
   }
 }
 
-void Layer::build_levels(const uint8_t* const* streams) {
-  for (int s = 0; s < segments(); ++s) {
-    const Segment& segment = shape_.segments[s];
-    const int channels = segment.channels, taps = shape_.taps();
-    levels_.emplace_back(size_t(taps) * channels);
-    for (int c = 0; c < channels; ++c)
-      for (int t = 0; t < taps; ++t)
-        levels_[s][size_t(t) * channels + c] =
-            int16_t(segment.weight.alpha * streams[s][size_t(c) * taps + t] + segment.weight.beta);
-  }
+bool Layer::has_activation_terms() const {
+  for (const Segment& s : shape_.segments)
+    if (s.activation.beta != 0) return true;
+  return false;
 }
 
 // Cw and K, tap by tap, already multiplied: the constant of an output is the sum over its valid taps.
@@ -263,7 +256,7 @@ int64_t Layer::panel_bytes() const {
   int64_t total = 0;
   for (const auto& k : kernels_) total += k->panel_bytes();
   for (const auto& s : streams_) total += int64_t(s.size());
-  for (const auto& l : levels_) total += int64_t(l.size() * sizeof(int16_t));
+  if (depthwise_) total += depthwise_->bytes();
   return total;
 }
 

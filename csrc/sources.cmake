@@ -16,6 +16,7 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/lut.cpp
   ${SONIQ_CSRC}/lut6.cpp
   ${SONIQ_CSRC}/conv2d.cpp
+  ${SONIQ_CSRC}/depthwise.cpp
   ${SONIQ_CSRC}/quantize.cpp
   ${SONIQ_CSRC}/kernels/reference/table.cpp)
 target_include_directories(soniq_core PUBLIC ${SONIQ_CSRC})

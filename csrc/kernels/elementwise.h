@@ -45,17 +45,6 @@ bool all_finite(const float* __restrict x, int64_t count) {
   return bad == 0;
 }
 
-void depthwise(const int16_t* __restrict levels, int64_t levels_ld, const uint8_t* const* pixels, int taps,
-               int64_t channels, int alpha, int beta, int32_t* __restrict acc) {
-  std::memset(acc, 0, size_t(channels) * 4);
-  for (int t = 0; t < taps; ++t) {
-    if (!pixels[t]) continue;
-    const uint8_t* __restrict pixel = pixels[t];
-    const int16_t* __restrict tap = levels + t * levels_ld;
-    for (int64_t c = 0; c < channels; ++c) acc[c] += tap[c] * (alpha * pixel[c] + beta);
-  }
-}
-
 // ---- epilogue: one step of the contract, one loop over a run of columns ------------------------------------------------
 // A panel's columns: with the count a constant, a run of results stays in registers from the integers to the store.
 constexpr int kRun = 32;

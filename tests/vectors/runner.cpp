@@ -31,6 +31,7 @@
 #include "layer.h"
 #include "quantize.h"
 #include "report.h"
+#include "depthwise_kernels.h"
 #include "single_kernels.h"
 #include "threads.h"
 
@@ -106,7 +107,7 @@ struct LayerCase {
   LayerShape shape;
   std::vector<Bytes> streams;
   Geometry geometry;
-  Bytes codes;
+  AlignedBytes codes;
   Ints batches;  // the case is run on so many of its first images
   Ints acc;
   std::vector<Result> results;
@@ -165,7 +166,8 @@ LayerCase read_layer(Reader& in) {
   for (int* field : {&g.batch, &g.in_h, &g.in_w, &g.out_h, &g.out_w, &g.stride_h, &g.stride_w, &g.pad_top, &g.pad_left,
                      &g.dilation_h, &g.dilation_w})
     *field = in.integer();
-  c.codes = in.array<uint8_t>();
+  const Bytes codes = in.array<uint8_t>();
+  c.codes.assign(codes.begin(), codes.end());  // guarded
   c.batches = in.array<int32_t>();
   c.acc = in.array<int32_t>();
   for (int results = in.integer(); results > 0; --results) c.results.push_back(read_result(in));
@@ -347,7 +349,10 @@ Check read_check(Reader& in, Kind kind) {
 std::vector<Count> check_all(Reader& in, const std::vector<const Tier*>& tiers, int every) {
   std::vector<Count> counts;
   Report report;
-  for (const Tier* tier : tiers) counts.push_back(check_families(*tier, every, report));
+  for (const Tier* tier : tiers) {
+    counts.push_back(check_families(*tier, every, report));
+    counts.back() += check_depthwise_kernels(*tier, report);
+  }
   int number = 0;
   for (Kind kind = in.kind(); kind != kEnd; kind = in.kind()) {
     const std::string name = in.text();

@@ -357,6 +357,11 @@ CONVOLUTIONS = {
     "one channel a group": (Conv((4, 3), (3, 3), padding=(1, 1, 1, 1)), 6, 12, 6),
     "depthwise": (Conv((6, 7), (3, 3), 2, padding=(1, 1, 1, 1)), 35, 35, 35),
     "depthwise strided": (Conv((7, 5), (5, 5), stride=(2, 1), padding=(2, 1, 3, 2), dilation=(1, 2)), 19, 19, 19),
+    "depthwise, wide": (Conv((9, 11), (3, 3), padding=(1, 1, 1, 1)), 131, 131, 131),
+    "depthwise, wide and strided": (Conv((5, 8), (3, 3), stride=(2, 2), padding=(0, 1, 1, 2)), 67, 67, 67),
+    "depthwise, wide 5x5": (Conv((7, 6), (5, 5), padding=(2, 2, 2, 2)), 70, 70, 70),
+    "depthwise, 7x7 on a smaller input": (Conv((3, 2), (7, 7), padding=(3, 3, 3, 3)), 33, 33, 33),
+    "depthwise, one row of the kernel": (Conv((6, 5), (1, 3), padding=(0, 0, 1, 1)), 40, 40, 40),
     "one pixel": (Conv(), 1, 1, 1),
 }
 

@@ -1,3 +1,4 @@
+#include "kernels/avx2/depthwise.h"
 #include "kernels/avx2/dot.h"
 #include "kernels/avx2/lut.h"
 #include "kernels/avx2/quantize.h"
@@ -7,7 +8,7 @@ namespace soniq {
 
 extern const KernelTable avx2_table;
 const KernelTable avx2_table = {
-    quantize_avx2,        abs_max,   all_finite, sum_bytes_avx2, epilogue, depthwise, &kAvx2Dot,
+    quantize_avx2,        abs_max,   all_finite, sum_bytes_avx2, epilogue, &kAvx2Depthwise, &kAvx2Dot,
     /*popcount=*/nullptr, &kAvx2Lut,
     /*lut6=*/nullptr};
 

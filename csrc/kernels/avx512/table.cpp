@@ -1,3 +1,4 @@
+#include "kernels/avx512/depthwise.h"
 #include "kernels/avx512/dot.h"
 #include "kernels/avx512/quantize.h"
 #include "kernels/elementwise.h"
@@ -5,7 +6,7 @@
 namespace soniq {
 
 extern const KernelTable avx512_table;
-const KernelTable avx512_table = {quantize_avx512,        abs_max, all_finite, sum_bytes_avx512, epilogue, depthwise,
+const KernelTable avx512_table = {quantize_avx512,        abs_max, all_finite, sum_bytes_avx512, epilogue, &kAvx512Depthwise,
                                   &kDotFamily<Avx512Dot>,
                                   /*popcount=*/nullptr,
                                   /*lut=*/nullptr,

@@ -1,4 +1,5 @@
 #include "kernels/elementwise.h"
+#include "kernels/neon/depthwise.h"
 #include "kernels/neon/dot.h"
 #include "kernels/neon/lut.h"
 #include "kernels/neon/popcount.h"
@@ -15,7 +16,7 @@ constexpr LutFamily kNeonLut = lut_family_neon(/*rate=*/20, /*table_cycles=*/1.9
 
 extern const KernelTable neon_table;
 const KernelTable neon_table = {quantize,  abs_max,         all_finite,           sum_bytes,
-                                epilogue,  depthwise,       &kDotFamily<NeonDot>, &kNeonPopcount,
+                                epilogue,  &kNeonDepthwise, &kDotFamily<NeonDot>, &kNeonPopcount,
                                 &kNeonLut, /*lut6=*/nullptr};
 
 }  // namespace soniq
