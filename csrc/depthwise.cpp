@@ -254,8 +254,7 @@ class DepthwiseRun {
 
   // A tile's rows, and what the next one needs of them, are merged once: row h is kept in place h modulo as many as a tile spans.
   void make_room_for_merged_rows() {
-    const int64_t spanned =
-        int64_t(rows_ - 1) * g_.stride_h + int64_t(layer_.shape().kernel_h - 1) * g_.dilation_h + 1;
+    const int64_t spanned = int64_t(rows_ - 1) * g_.stride_h + int64_t(layer_.shape().kernel_h - 1) * g_.dilation_h + 1;
     merged_.resize(size_t(std::min<int64_t>(spanned, g_.in_h)), -1);
     merged_codes_.resize(merged_.size() * g_.in_w * weights_.pixel_channels());
   }

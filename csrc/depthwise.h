@@ -35,8 +35,8 @@ class DepthwiseWeights {
   const DepthwiseForm& form(const DepthwiseBlock& block) const { return family_.form[block.form]; }
   const std::vector<DepthwiseBlock>& blocks() const { return blocks_; }
   const uint8_t* weights(const DepthwiseBlock& block) const { return bytes_.data() + block.weights; }
-  int strips() const { return strips_; }            // that an output row reads
-  int shared_rows() const { return shared_rows_; }  // output rows one below the other that read the same strips
+  int strips() const { return strips_; }                  // that an output row reads
+  int shared_rows() const { return shared_rows_; }        // output rows one below the other that read the same strips
   int pixel_channels() const { return pixel_channels_; }  // of a pixel that kernels read: at least a block
   const uint32_t* shifts(const DepthwiseBlock& block) const { return shifts_.data() + block.first_channel; }
   // Whether stored pixels are what kernels read; others have to go through `merge` first.

@@ -121,16 +121,16 @@ struct MergePiece {
   int32_t to, low, high;                // where 16 bytes begin: in the merged pixel, and in the stored one
   uint8_t from_low[16], from_high[16];  // which of those bytes comes to each place; 0x80: none
 };
-using MergeFn = void (*)(const MergePiece* pieces, int count, const uint8_t* stored, int64_t stored_step, int64_t pixels,
-                         uint8_t* to, int64_t step);
+using MergeFn = void (*)(const MergePiece* pieces, int count, const uint8_t* stored, int64_t stored_step,
+                         int64_t pixels, uint8_t* to, int64_t step);
 
 // sums[out_row][column][channel of the block] = (sum over strips and taps of weight * code) << shifts[channel].
 struct DepthwiseTile {
-  const uint8_t* strips;  // of the first output column
+  const uint8_t* strips;   // of the first output column
   int64_t strip_bytes, group_bytes;
-  int64_t output_bytes;   // between the columns that neighbouring outputs begin at
-  int64_t tap_bytes;      // between the columns of neighbouring taps
-  int strip_count, taps;  // that an output row reads; taps in a row of the kernel
+  int64_t output_bytes;    // between the columns that neighbouring outputs begin at
+  int64_t tap_bytes;       // between the columns of neighbouring taps
+  int strip_count, taps;   // that an output row reads; taps in a row of the kernel
   const uint8_t* weights;  // [out_row][group][strip][tap], of the form's weight_bytes each
   int64_t weights_row;
   const uint32_t* shifts;  // [channels of the block]
@@ -153,19 +153,19 @@ constexpr int kMaxDepthwiseForms = 3;
 struct DepthwiseForm {
   const char* name;
   bool (*exact)(const DepthwiseBounds& bounds);
-  int weight_size;                   // bytes of a weight, 1 or 2
-  int (*place)(int lane, int row);   // of a weight among those of a group, strip and tap
+  int weight_size;                  // bytes of a weight, 1 or 2
+  int (*place)(int lane, int row);  // of a weight among those of a group, strip and tap
   DepthwiseFn any;
-  DepthwiseFn three[2];              // [output rows - 1]: three taps, and as many strips as three rows need
+  DepthwiseFn three[2];             // [output rows - 1]: three taps, and as many strips as three rows need
 };
 
 struct DepthwiseFamily {
-  int channels, lanes, rows;                    // of a block; of a group; of a strip
-  int column_bytes;                             // of a group in a strip
+  int channels, lanes, rows;  // of a block; of a group; of a strip
+  int column_bytes;           // of a group in a strip
   InterleaveFn interleave;
   MergeFn merge;
   int forms;
-  DepthwiseForm form[kMaxDepthwiseForms];       // the first one that is exact serves; the last one always is
+  DepthwiseForm form[kMaxDepthwiseForms];  // the first one that is exact serves; the last one always is
 };
 
 // ---- popcount family: AND and population count on bit planes -----------------------------------------------------------

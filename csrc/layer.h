@@ -113,7 +113,7 @@ class Layer {
   std::vector<std::unique_ptr<SegmentKernel>> kernels_;  // [group][segment]
   std::vector<std::vector<uint8_t>> streams_;
   std::unique_ptr<const DepthwiseWeights> depthwise_;
-  std::vector<uint32_t> tap_terms_;  // [tap][output]: what a valid tap adds to the constant of an output
+  std::vector<uint32_t> tap_terms_;           // [tap][output]: what a valid tap adds to the constant of an output
   mutable std::mutex border_mutex_;
   mutable std::vector<KnownBorder> borders_;  // those of the last few geometries, latest first
 };

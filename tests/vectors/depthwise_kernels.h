@@ -60,7 +60,8 @@ class DepthwiseCheck {
     Ints expected;
     for (int row = 0; row < c_.out_rows; ++row)
       for (int x = 0; x < c_.columns; ++x)
-        for (int channel = 0; channel < f_.channels; ++channel) expected.push_back(sum(row, x, channel) << shifts[channel]);
+        for (int channel = 0; channel < f_.channels; ++channel)
+          expected.push_back(sum(row, x, channel) << shifts[channel]);
     sums.compare(expected, what, report);
   }
 
@@ -103,8 +104,7 @@ class DepthwiseCheck {
     int32_t total = 0;
     for (int row = 0; row < f_.rows * c_.strips; ++row)
       for (int tap = 0; tap < c_.taps; ++tap)
-        total += level(out_row, row, tap, channel) *
-                 rows_[row][(x * c_.stride + tap * c_.dilation) * step() + channel];
+        total += level(out_row, row, tap, channel) * rows_[row][(x * c_.stride + tap * c_.dilation) * step() + channel];
     return total;
   }
 

@@ -96,17 +96,16 @@ struct Avx2DepthwiseWords : Avx2DepthwiseGroup {
   static void store(uint32_t* to, Sums s, Scale shifts) { store_ymm(to, _mm256_sllv_epi32(s, shifts)); }
 };
 
-constexpr DepthwiseFamily kAvx2Depthwise = {
-    /*channels=*/32,
-    /*lanes=*/8,
-    /*rows=*/4,
-    /*column_bytes=*/32,
-    interleave_avx2,
-    merge_x86,
-    /*forms=*/3,
-    {depthwise_form<Avx2DepthwiseBytes16, 1>("bytes16", 1, beside_rows<4>),
-     depthwise_form<Avx2DepthwiseBytes32, 1>("bytes", 1, beside_rows<4>),
-     depthwise_form<Avx2DepthwiseWords, 1>("words", 2, even_and_odd_rows<8>)}};
+constexpr DepthwiseFamily kAvx2Depthwise = {/*channels=*/32,
+                                            /*lanes=*/8,
+                                            /*rows=*/4,
+                                            /*column_bytes=*/32,
+                                            interleave_avx2,
+                                            merge_x86,
+                                            /*forms=*/3,
+                                            {depthwise_form<Avx2DepthwiseBytes16, 1>("bytes16", 1, beside_rows<4>),
+                                             depthwise_form<Avx2DepthwiseBytes32, 1>("bytes", 1, beside_rows<4>),
+                                             depthwise_form<Avx2DepthwiseWords, 1>("words", 2, even_and_odd_rows<8>)}};
 
 }  // namespace
 }  // namespace soniq

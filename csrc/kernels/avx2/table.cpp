@@ -7,9 +7,9 @@
 namespace soniq {
 
 extern const KernelTable avx2_table;
-const KernelTable avx2_table = {
-    quantize_avx2,        abs_max,   all_finite, sum_bytes_avx2, epilogue, &kAvx2Depthwise, &kAvx2Dot,
-    /*popcount=*/nullptr, &kAvx2Lut,
-    /*lut6=*/nullptr};
+const KernelTable avx2_table = {quantize_avx2,        abs_max,   all_finite, sum_bytes_avx2, epilogue,
+                                &kAvx2Depthwise,      &kAvx2Dot,
+                                /*popcount=*/nullptr, &kAvx2Lut,
+                                /*lut6=*/nullptr};
 
 }  // namespace soniq

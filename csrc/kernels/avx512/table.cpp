@@ -6,10 +6,10 @@
 namespace soniq {
 
 extern const KernelTable avx512_table;
-const KernelTable avx512_table = {quantize_avx512,        abs_max, all_finite, sum_bytes_avx512, epilogue, &kAvx512Depthwise,
-                                  &kDotFamily<Avx512Dot>,
-                                  /*popcount=*/nullptr,
-                                  /*lut=*/nullptr,
-                                  /*lut6=*/nullptr};
+const KernelTable avx512_table = {
+    quantize_avx512,      abs_max, all_finite, sum_bytes_avx512, epilogue, &kAvx512Depthwise, &kDotFamily<Avx512Dot>,
+    /*popcount=*/nullptr,
+    /*lut=*/nullptr,
+    /*lut6=*/nullptr};
 
 }  // namespace soniq

@@ -71,9 +71,7 @@ struct NeonDepthwiseWords : NeonDepthwiseGroup {
   };
   static bool exact(const DepthwiseBounds&) { return true; }
   static Sums zero() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
-  static Sums first(Codes c, Weights w) {
-    return {vmull_s16(vget_low_s16(c), vget_low_s16(w)), vmull_high_s16(c, w)};
-  }
+  static Sums first(Codes c, Weights w) { return {vmull_s16(vget_low_s16(c), vget_low_s16(w)), vmull_high_s16(c, w)}; }
   static Sums add(Sums s, Codes c, Weights w) {
     return {vmlal_s16(s.low, vget_low_s16(c), vget_low_s16(w)), vmlal_high_s16(s.high, c, w)};
   }
