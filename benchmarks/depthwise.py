@@ -81,7 +81,7 @@ def ours(shape: Shape, widths: tuple[int, int] | None) -> Call:
     bias = np.ones(shape.channels, np.float32)
     packed = packing.quantize_weights(w, plan(shape.channels, widths), bias=bias)
     codes = packing.quantize_activations(x, packed.plan, SCALE)
-    steps = {"stride": shape.stride, "padding": shape.taps // 2}
+    steps: dict[str, Any] = {"stride": shape.stride, "padding": shape.taps // 2}
     got = conv.conv2d_int32(codes, packed, **steps)
     exact = _product(codes.dequantize(), packed.dequantize() / packed.scale[:, None, None, None], shape)
     require_equal(got, np.rint(exact / (SCALE * 2.0**packed.exponent)), str(shape))
