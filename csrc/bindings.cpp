@@ -7,6 +7,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "bind_ops.h"
 #include "cpu.h"
 #include "layer.h"
 #include "quantize.h"
@@ -16,13 +17,6 @@ namespace py = pybind11;
 using namespace soniq;
 
 namespace {
-
-// The memory of a NumPy array, whose dtype and layout Python has checked; None is null.
-template <class T>
-T* pointer(const py::handle& array) {
-  if (array.is_none()) return nullptr;
-  return static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(array).data()));
-}
 
 const Tier& usable_tier(const std::string& name) {
   const Tier* tier = find_tier(name);
@@ -148,29 +142,19 @@ PYBIND11_MODULE(_core, m) {
   geometry.def_readwrite("pad_left", &Geometry::pad_left).def_readwrite("dilation_h", &Geometry::dilation_h);
   geometry.def_readwrite("dilation_w", &Geometry::dilation_w);
 
+  bind_tensors(m);
   py::class_<Output> output(m, "Output");
   output.def(py::init<>()).def(py::init<const Output&>());
   def_pointer(output, "acc", &Output::acc);
-  def_pointer(output, "y", &Output::y);
-  def_pointer(output, "codes", &Output::codes);
   def_pointer(output, "activation_scale", &Output::activation_scale);
   def_pointer(output, "w_scale", &Output::w_scale);
   def_pointer(output, "bias", &Output::bias);
   def_pointer(output, "residual", &Output::residual);
-  def_pointer(output, "residual_codes", &Output::residual_codes);
-  def_pointer(output, "residual_position", &Output::residual_position);
-  def_pointer(output, "residual_alpha", &Output::residual_alpha);
-  def_pointer(output, "residual_beta", &Output::residual_beta);
-  def_pointer(output, "residual_factor", &Output::residual_factor);
   def_pointer(output, "post_scale", &Output::post_scale);
   def_pointer(output, "post_bias", &Output::post_bias);
-  def_pointer(output, "r", &Output::r);
-  def_pointer(output, "z", &Output::z);
-  def_pointer(output, "cmax", &Output::cmax);
-  def_pointer(output, "position", &Output::position);
   output.def_readwrite("unit", &Output::unit);
   output.def_readwrite("rows_per_scale", &Output::rows_per_scale);
-  output.def_readwrite("rows_per_residual_scale", &Output::rows_per_residual_scale);
+  output.def_readwrite("residual_codes", &Output::residual_codes).def_readwrite("results", &Output::results);
   output.def_readwrite("lo", &Output::lo).def_readwrite("hi", &Output::hi);
   output.def_property(
       "activation", [](const Output& o) { return int(o.activation); },
@@ -208,4 +192,5 @@ PYBIND11_MODULE(_core, m) {
     py::gil_scoped_release release;
     return all_finite(usable_tier(tier), floats, count);
   });
+  bind_ops(m);
 }

@@ -163,6 +163,9 @@ std::map<std::string, int64_t> kernel_counts() {
     if (k.sum_bytes) counts[prefix + "sum_bytes"] = c.sum_bytes;
     if (k.epilogue) counts[prefix + "epilogue"] = c.epilogue;
     if (k.depthwise) count_depthwise(*t, *k.depthwise, counts);
+    if (k.combine) counts[prefix + "combine"] = c.combine;
+    if (k.max_codes) counts[prefix + "max_codes"] = c.max_codes;
+    if (k.sum_codes) counts[prefix + "sum_codes"] = c.sum_codes;
     if (k.dot) count_dot(*t, *k.dot, counts);
     if (k.popcount) count_popcount(*t, *k.popcount, counts);
     if (k.lut) count_lut(*t, *k.lut, counts);

@@ -25,7 +25,8 @@ class Count {
 
 // How often each kernel of a tier ran. The suite fails for a kernel that never did.
 struct KernelCounters {
-  Count quantize, quantize_split, abs_max, all_finite, sum_bytes, epilogue, depthwise_interleave, depthwise_merge;
+  Count quantize, quantize_split, abs_max, all_finite, sum_bytes, epilogue, combine, max_codes, sum_codes;
+  Count depthwise_interleave, depthwise_merge;
   std::array<Count, kMaxDepthwiseForms> depthwise_any{};
   std::array<std::array<Count, 2>, kMaxDepthwiseForms> depthwise_three{};
   std::array<Count, 9> unpack{};

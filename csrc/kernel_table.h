@@ -32,9 +32,38 @@ using AllFiniteFn = bool (*)(const float* x, int64_t count);
 // count is a multiple of 8 and at most 1024: one row of a block.
 using SumBytesFn = int32_t (*)(const uint8_t* bytes, int64_t count);
 
-// ---- epilogue ------------------------------------------------------------------------------------------------------
+// ---- tensors of codes ------------------------------------------------------------------------------------------------
+// A row has one code a channel, [low | high]. Columns of a tile are channels from `first` on, in the original order.
+struct CodeRows {
+  int channels;             // bytes from one row to the next
+  int first;                // the channel of column 0
+  int low_channels;         // of the first segment
+  const int32_t* position;  // [channels]: where each one is stored
+  const uint64_t* second;   // bit c of word c / 64 is set if channel c is in the second segment; null: all are in order
+};
+// value = (alpha * code + beta) * (scale * step): the integer is exact in float32, and so is the product in brackets
+struct CodeSource : CodeRows {
+  const uint8_t* codes;              // row 0; null: there is none
+  const float *alpha, *beta, *step;  // [cols]
+  const float* scale;                // [rows]
+};
+struct CodeSink : CodeRows {
+  uint8_t* codes;             // row 0
+  const float *r, *z, *cmax;  // [cols], the quantizer
+};
+constexpr int kMaxSinks = 2;
+
 enum class Activation : int { none = 0, relu = 1, relu6 = 2, hardtanh = 3 };
 
+// What becomes of the values of a tile: float32, or codes, or both.
+struct TileResults {
+  float* y;  // [rows][ld] or null
+  int64_t ld;
+  int sinks;
+  CodeSink sink[kMaxSinks];
+};
+
+// ---- epilogue ------------------------------------------------------------------------------------------------------
 // One tile of sums and everything that happens to it, in the contract's order. Pointers that may be null say so.
 struct EpilogueTile {
   const uint32_t* sums;  // panels panel_stride apart, each [rows][panel_cols]
@@ -45,26 +74,39 @@ struct EpilogueTile {
   const uint32_t* row_terms;  // [rows]; acc = sums + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
   const uint32_t* const* column_terms;  // [rows] -> [outputs of the layer], by border class
 
-  int32_t* acc;                         // if not null: the integers are the result, nothing below is read
-  float* y;                             // else if not null: float32 result
-  uint8_t* codes;                       // else: codes, column n at codes[m * out_ld + position[n]]
-  int64_t out_ld;
-  const int32_t* position;              // [cols]
+  int32_t* acc;  // [rows][acc_ld]; if not null: the integers are the result, nothing below is read
+  int64_t acc_ld;
 
-  const float* row_scale;               // [rows], activation scale * 2^E
-  const float* w_scale;                 // [cols]
-  const float* bias;                    // [cols] or null
-  const float* residual;                // [rows][residual_ld] or null
+  const float* row_scale;     // [rows], activation scale * 2^E
+  const float* w_scale;       // [cols]
+  const float* bias;          // [cols] or null
+  const float* residual;      // [rows][residual_ld] or null
   int64_t residual_ld;
+  CodeSource residual_codes;  // or none
   Activation activation;
-  float lo, hi;             // hardtanh
-  const float* post_scale;  // [cols] or null
-  const float* post_bias;   // [cols] or null
-  const float* r;           // [cols], the quantizer of the output codes
-  const float* z;
-  const float* cmax;
+  float lo, hi;               // hardtanh
+  const float* post_scale;    // [cols] or null
+  const float* post_bias;     // [cols] or null
+  TileResults results;
 };
 using EpilogueFn = void (*)(const EpilogueTile& tile);
+
+// ---- between layers --------------------------------------------------------------------------------------------------
+// y = activation(a + b), a and b codes, or one of them float32 x; without b: activation(a), or of x.
+struct CombineTile {
+  int rows, cols;
+  CodeSource a, b;  // either may be none
+  const float* x;   // [rows][x_ld] or null
+  int64_t x_ld;
+  Activation activation;
+  float lo, hi;
+  TileResults results;
+};
+using CombineFn = void (*)(const CombineTile& tile);
+// out[i] = the largest taps[t][i]; at least one tap.
+using MaxCodesFn = void (*)(const uint8_t* const* taps, int count, int64_t n, uint8_t* out);
+// sums[i] = the sum of taps[t][i].
+using SumCodesFn = void (*)(const uint8_t* const* taps, int count, int64_t n, int32_t* sums);
 
 // ---- dot family: unpack codes to bytes, then byte dot products -------------------------------------------------------
 // Weights of one panel (`columns` outputs) and one K block, as bytes, N in lanes, K in groups of 4:
@@ -250,6 +292,9 @@ struct KernelTable {
   const LutFamily* lut;
   const Lut6Family* lut6;
   QuantizeSplitFn quantize_split = nullptr;
+  CombineFn combine = nullptr;
+  MaxCodesFn max_codes = nullptr;
+  SumCodesFn sum_codes = nullptr;
 };
 
 }  // namespace soniq

@@ -13,6 +13,7 @@
 #include "format.h"
 #include "quantize.h"
 #include "segment_kernel.h"
+#include "tensor.h"
 
 namespace soniq {
 
@@ -22,11 +23,31 @@ struct Input {
   const QuantizeTask* floats = nullptr;  // one row a pixel
 };
 
+// Codes of a tensor: what an operation reads, and what it writes.
+struct CodesIn {
+  const uint8_t* codes = nullptr;  // [rows][channels] in stored order; null: there are none
+  const TensorFormat* format = nullptr;
+  const float* scales = nullptr;   // one per `rows_per_scale` rows
+  int64_t rows_per_scale = 1;
+};
+struct CodesOut {
+  uint8_t* codes = nullptr;
+  const TensorFormat* format = nullptr;
+};
+
+// What the caller wants of the values of a tensor, [rows][channels], dense: float32, or codes, or both.
+struct Results {
+  float* y = nullptr;
+  int sinks = 0;
+  CodesOut sink[kMaxSinks];
+
+  TileResults tile(int64_t row, int column, int64_t ld) const;
+};
+
 // What the caller wants of the integers; pointers that may be null say so. Outputs are [rows][outputs], dense.
 struct Output {
-  int32_t* acc = nullptr;                   // the integers themselves, or
-  float* y = nullptr;                       // float32, or
-  uint8_t* codes = nullptr;                 // codes of another plan, in its stored order
+  int32_t* acc = nullptr;  // the integers themselves, or
+  Results results;
 
   const float* activation_scale = nullptr;  // one per `rows_per_scale` output rows, times
   float unit = 1;                           // 2^E, exactly: neither leaves the normal range
@@ -34,22 +55,11 @@ struct Output {
   const float* w_scale = nullptr;           // [outputs]
   const float* bias = nullptr;              // [outputs] or null
   const float* residual = nullptr;          // [rows][outputs] or null
-  // Residual codes, [rows][outputs] in stored order, or null: column n is at residual_position[n] and means
-  // float32(alpha * c + beta) * residual_factor[row / rows_per_residual_scale][n].
-  const uint8_t* residual_codes = nullptr;
-  const int32_t* residual_position = nullptr;
-  const int32_t* residual_alpha = nullptr;
-  const int32_t* residual_beta = nullptr;
-  const float* residual_factor = nullptr;
-  int64_t rows_per_residual_scale = 1;
+  CodesIn residual_codes;
   Activation activation = Activation::none;
   float lo = 0, hi = 0;
   const float* post_scale = nullptr;  // [outputs] or null
   const float* post_bias = nullptr;   // [outputs] or null
-  const float* r = nullptr;           // [outputs], with codes
-  const float* z = nullptr;
-  const float* cmax = nullptr;
-  const int32_t* position = nullptr;  // [outputs], with codes: where output n is stored
 };
 
 // Integer terms per output that depend on which taps are valid. Taps outside the image are exactly 0: activation
@@ -169,14 +179,14 @@ class TileEpilogue {
 
  private:
   void take_rows(int64_t m0, int rows);
-  const float* residual_tile(int64_t m0, int rows, int n0, int cols);
+  void values(EpilogueTile& tile, int64_t m0, int n0) const;
 
   const Layer& layer_;
   const Output& output_;
   const Geometry& geometry_;
   const BorderTable* border_;
   const Tier& epilogue_tier_;
-  std::vector<float> row_scale_, residual_;
+  std::vector<float> row_scale_, residual_scale_;
   std::vector<uint32_t> no_terms_;
   std::vector<const uint32_t*> column_terms_;
   int64_t first_row_ = -1;

@@ -18,6 +18,8 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/conv2d.cpp
   ${SONIQ_CSRC}/depthwise.cpp
   ${SONIQ_CSRC}/quantize.cpp
+  ${SONIQ_CSRC}/tensor.cpp
+  ${SONIQ_CSRC}/ops.cpp
   ${SONIQ_CSRC}/kernels/reference/table.cpp)
 target_include_directories(soniq_core PUBLIC ${SONIQ_CSRC})
 target_link_libraries(soniq_core PUBLIC OpenMP::OpenMP_CXX)

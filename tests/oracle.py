@@ -287,6 +287,46 @@ def epilogue(acc: np.ndarray, a_scale, unit: int, steps: Epilogue) -> np.ndarray
     return y
 
 
+# ---- between layers -----------------------------------------------------------------------------------------------------
+
+
+def windows(x: np.ndarray, kernel, stride, padding=(0, 0, 0, 0)):
+    """(output row, output column, x of the window's positions inside the image [B, positions, C]), NHWC; padding as conv2d's."""
+    _, height, width, _ = x.shape
+    top, bottom, left, right = padding
+    for oy in range(output_size(height, kernel[0], stride[0], top, bottom, 1)):
+        for ox in range(output_size(width, kernel[1], stride[1], left, right, 1)):
+            _, iy = valid_taps(oy, kernel[0], stride[0], top, 1, height)
+            _, ix = valid_taps(ox, kernel[1], stride[1], left, 1, width)
+            yield oy, ox, x[:, iy[:, None], ix].reshape(x.shape[0], -1, x.shape[3])
+
+
+def pooled(parts, batch: int, channels: int, dtype) -> np.ndarray:
+    """The results [B, C] of (row, column, result) as one NHWC array."""
+    parts = list(parts)
+    out = np.empty((batch, parts[-1][0] + 1, parts[-1][1] + 1, channels), dtype)
+    for oy, ox, part in parts:
+        out[:, oy, ox] = part
+    return out
+
+
+def max_pool(codes: np.ndarray, kernel, stride, padding=(0, 0, 0, 0)) -> np.ndarray:
+    """The largest code of each window, positions in the padding left out."""
+    parts = ((oy, ox, taps.max(1)) for oy, ox, taps in windows(codes, kernel, stride, padding))
+    return pooled(parts, codes.shape[0], codes.shape[3], np.uint8)
+
+
+def avg_pool(codes: np.ndarray, segment, grids, scale, kernel, stride) -> np.ndarray:
+    """float32(sum of levels) * (scale * 2^e), rounded, then * float32(1 / count), rounded; scale is () or [B]."""
+    step = times_power_of_two(np.reshape(scale, (-1, 1)), channel_exponents(segment, grids))
+    inverse = F32(1) / F32(kernel[0] * kernel[1])
+    parts = (
+        (oy, ox, channel_levels(taps, segment, grids).sum(1).astype(F32) * step * inverse)
+        for oy, ox, taps in windows(codes, kernel, stride)
+    )
+    return pooled(parts, codes.shape[0], codes.shape[3], F32)
+
+
 # ---- inputs worth quantizing ----------------------------------------------------------------------------------------------
 
 

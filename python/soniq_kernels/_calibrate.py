@@ -149,7 +149,7 @@ def _call(layer: _core.Layer, rows: int, n: int, k: int, a_bits: int) -> Callabl
     y, ones = np.empty((rows, n), np.float32), np.ones(n, np.float32)
     geometry, output = _core.Geometry(), _core.Output()
     geometry.batch = output.rows_per_scale = rows
-    output.y, output.w_scale, output.activation_scale = y, ones, ones
+    output.results, output.w_scale, output.activation_scale = _core.Results(y, []), ones, ones
 
     def run(alive: object = (y, ones)) -> None:  # the core has pointers only
         layer.run(x, geometry, output)

@@ -1,5 +1,6 @@
 """The compiled core: arrays and sizes, nothing is checked here. Private."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,34 +29,62 @@ class Geometry:
     dilation_h: int
     dilation_w: int
 
+_ChannelGrid = tuple[float, float, float, float, float, float]
+
+class TensorFormat:
+    """Where channels are stored, what their codes mean, how floats become them."""
+
+    def __init__(self, segment_of: list[int], grids: Sequence[_ChannelGrid], scale: float) -> None: ...
+
+class CodesIn:
+    """Codes to read; keeps its arrays alive, a copy in another object does not."""
+
+    def __init__(
+        self, codes: NDArray[Any], format: TensorFormat, scales: NDArray[Any], rows_per_scale: int
+    ) -> None: ...
+
+class Results:
+    """Where values go, as float32 (None: nowhere) and as codes; keeps its arrays alive as CodesIn does."""
+
+    def __init__(self, y: NDArray[Any] | None, sinks: list[tuple[NDArray[Any], TensorFormat]]) -> None: ...
+
 class Output:
     """Where results go and what happens to them. Arrays must outlive the call; None is none."""
 
     def __init__(self, other: Output = ...) -> None: ...
     acc: NDArray[Any] | None
-    y: NDArray[Any] | None
-    codes: NDArray[Any] | None
+    results: Results
     activation_scale: NDArray[Any] | None
     w_scale: NDArray[Any] | None
     bias: NDArray[Any] | None
     residual: NDArray[Any] | None
-    residual_codes: NDArray[Any] | None
-    residual_position: NDArray[Any] | None
-    residual_alpha: NDArray[Any] | None
-    residual_beta: NDArray[Any] | None
-    residual_factor: NDArray[Any] | None
+    residual_codes: CodesIn
     post_scale: NDArray[Any] | None
     post_bias: NDArray[Any] | None
-    r: NDArray[Any] | None
-    z: NDArray[Any] | None
-    cmax: NDArray[Any] | None
-    position: NDArray[Any] | None
     unit: float
     rows_per_scale: int
-    rows_per_residual_scale: int
     activation: int
     lo: float
     hi: float
+
+class CombineTask:
+    rows: int
+    channels: int
+    a: CodesIn
+    b: CodesIn
+    x: NDArray[Any] | None
+    activation: int
+    lo: float
+    hi: float
+    results: Results
+    first: int
+    result_channels: int
+
+class PoolTask:
+    geometry: Geometry
+    kernel_h: int
+    kernel_w: int
+    channels: int
 
 class Quantizer:
     def __init__(
@@ -103,3 +132,6 @@ def dynamic_scales(
     tier: str, x: NDArray[np.float32], groups: int, factor: float, scales: NDArray[np.float32]
 ) -> None: ...
 def all_finite(tier: str, x: NDArray[np.float32]) -> bool: ...
+def combine(tier: str, task: CombineTask) -> None: ...
+def max_pool(tier: str, task: PoolTask, codes: NDArray[Any], out: NDArray[Any]) -> None: ...
+def avg_pool(tier: str, task: PoolTask, x: CodesIn, results: Results) -> None: ...

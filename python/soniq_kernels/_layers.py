@@ -20,8 +20,10 @@ from soniq_kernels.activations import (
 )
 from soniq_kernels.planner import Choice
 from soniq_kernels.plans import Plan
+from soniq_kernels.tensors import Codes
 from soniq_kernels.weights import PackedWeights
 
+MAX_SINKS = 2  # tensors of codes that one pass writes
 _ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hardtanh": 3}
 
 
@@ -153,7 +155,7 @@ class Call:
         self.x, self.packed, self.shape = x, packed, shape
         self.rows = math.prod(shape[:-1])
         self.output = packed.output()
-        self._keep: list[NDArray[Any]] = []
+        self._keep: list[Any] = []
 
     def run(self, geometry: _core.Geometry) -> None:
         x, layer = self.x, self.packed.layer(self.rows, geometry.dilation_w)
@@ -173,22 +175,12 @@ class Call:
         self._point("acc", acc)
         return acc
 
-    def floats(self) -> NDArray[np.float32]:
-        y = np.empty(self.shape, np.float32)
-        self._point("y", y)
-        return y
-
-    def codes(self, plan: Plan, scale: np.float32) -> Activations:
-        """`plan` describes the output's channels."""
-        stored = np.empty(self.shape, np.uint8)
-        index = plan.segment_of()
-        grids = [s.a for s in plan.segments]
-        self._point("codes", stored)
-        self._point("r", np.array([g.r_numerator for g in grids], np.float32)[index] / scale)
-        self._point("z", np.array([g.z for g in grids], np.float32)[index])
-        self._point("cmax", np.array([g.cmax for g in grids], np.float32)[index])
-        self._point("position", plan.position)
-        return Activations(stored, plan, np.array(scale, np.float32))
+    def results(self, outs: list[Codes | None]) -> list[Any]:
+        """Places for each of `outs`, which the call fills: the caller's tensors."""
+        tensors, results = new_results(self.shape, outs)
+        self._keep.append(results)
+        self.output.results = results
+        return tensors
 
     def scales(self) -> None:
         self._point("activation_scale", self.x.scale)
@@ -207,60 +199,91 @@ class Call:
 
     def _residual_codes(self, residual: Activations) -> None:
         _require_shape(residual.shape, self.shape)
-        plan = residual.plan
-        index = plan.segment_of()
-        steps = np.array([2.0**s.a.exponent for s in plan.segments], np.float32)[index]
-        factor = np.ascontiguousarray(residual.scale.reshape(-1, 1) * steps)
-        self._point("residual_codes", residual.stored)
-        self._point("residual_position", plan.position)
-        self._point("residual_alpha", np.array([s.a.alpha for s in plan.segments], np.int32)[index])
-        self._point("residual_beta", np.array([s.a.beta for s in plan.segments], np.int32)[index])
-        self._point("residual_factor", factor)
-        self.output.rows_per_residual_scale = max(1, self.rows // factor.shape[0])
+        codes = codes_in(residual, self.rows)
+        self._keep.append(codes)
+        self.output.residual_codes = codes
 
     def activation(self, activation: Any) -> None:
-        name, bounds = activation, (0.0, 0.0)
-        if isinstance(activation, (tuple, list)):
-            if len(activation) != 3 or activation[0] != "hardtanh":
-                raise ValueError(f'activation is {activation!r}, expected ("hardtanh", low, high)')
-            if not all(isinstance(v, (int, float, np.integer, np.floating)) for v in activation[1:]):
-                raise TypeError(f"hardtanh has bounds {activation[1:]!r}, expected two numbers")
-            name, bounds = activation[0], (float(activation[1]), float(activation[2]))
-            if not bounds[0] <= bounds[1]:
-                raise ValueError(f"hardtanh has low {bounds[0]} and high {bounds[1]}, expected low <= high")
-        elif name == "hardtanh" or (name is not None and name not in _ACTIVATIONS):
+        self.output.activation, self.output.lo, self.output.hi = activation_of(activation)
+
+
+def codes_in(x: Activations, rows: int) -> _core.CodesIn:
+    """`x` as the core reads it in an operation on `rows` rows."""
+    one = np.float32(x.scale if x.scale.ndim == 0 else 1)  # values are read with `scales`
+    return _core.CodesIn(x.stored, x.plan.tensor_format(one), x.scale, max(1, rows // max(1, x.scale.size)))
+
+
+def new_results(shape: tuple[int, ...], outs: list[Codes | None]) -> tuple[list[Any], _core.Results]:
+    """Empty tensors of `shape`, and how the core fills them: float32 for None, Activations for codes."""
+    tensors: list[Any] = []
+    sinks, y = [], None
+    for out in outs:
+        if out is None:
+            y = np.empty(shape, np.float32) if y is None else y
+            tensors.append(y)
+        else:
+            stored = np.empty(shape, np.uint8)
+            sinks.append((stored, out.plan.tensor_format(out.scale)))
+            tensors.append(Activations(stored, out.plan, np.array(out.scale)))
+    return tensors, _core.Results(y, sinks)
+
+
+def activation_of(activation: Any) -> tuple[int, float, float]:
+    """(kind, low, high) of an activation function, as the core numbers them.
+
+    Raises:
+        ValueError, TypeError: no such function, or its bounds make no sense.
+    """
+    if not isinstance(activation, (tuple, list)):
+        if activation == "hardtanh" or (activation is not None and activation not in _ACTIVATIONS):
             raise ValueError(f'activation is {activation!r}, expected None, "relu", "relu6" or ("hardtanh", low, high)')
-        self.output.activation = _ACTIVATIONS[name]
-        self.output.lo, self.output.hi = bounds
+        return _ACTIVATIONS[activation], 0.0, 0.0
+    if len(activation) != 3 or activation[0] != "hardtanh":
+        raise ValueError(f'activation is {activation!r}, expected ("hardtanh", low, high)')
+    if not all(isinstance(v, (int, float, np.integer, np.floating)) for v in activation[1:]):
+        raise TypeError(f"hardtanh has bounds {activation[1:]!r}, expected two numbers")
+    low, high = float(activation[1]), float(activation[2])
+    if not low <= high:
+        raise ValueError(f"hardtanh has low {low} and high {high}, expected low <= high")
+    return _ACTIVATIONS["hardtanh"], low, high
 
 
 def finish(call: Call, geometry: _core.Geometry, residual: Any, activation: Any, out: Any, check_finite: bool) -> Any:
     """Runs the call with its epilogue: float32, Activations where `out` is (plan, scale), or a list of these."""
-    if isinstance(out, list):
-        results = []
-        for one in out:
-            call.output = call.packed.output()
-            results.append(finish(call, geometry, residual, activation, one, check_finite))
-        return results
     call.scales()
     call.residual(residual, check_finite)
     call.activation(activation)
-    result = call.floats() if out is None else call.codes(*_output_plan(out, call.shape[-1]))
+    results = call.results(outputs_of(out, call.shape[-1]))
     call.run(geometry)
-    return result
+    return results if isinstance(out, list) else results[0]
 
 
-def _output_plan(out: Any, channels: int) -> tuple[Plan, np.float32]:
-    if not isinstance(out, (tuple, list)) or len(out) != 2 or not isinstance(out[0], Plan):
-        raise TypeError(f"out is {out!r}, expected (plan, scale) of the next layer")
+def outputs_of(out: Any, channels: int) -> list[Codes | None]:
+    """What `out=` names, as a list: None for float32, (plan, scale) for codes; checked against the channels."""
+    if not isinstance(out, list):
+        return [_output_codes(out, channels)]
+    outs = [_output_codes(one, channels) for one in out]
+    codes = sum(one is not None for one in outs)
+    if not outs or codes > MAX_SINKS:
+        raise ValueError(
+            f"out lists {codes} tensors of codes and {len(outs)} tensors, expected one at least and {MAX_SINKS} of codes at most"
+        )
+    return outs
+
+
+def _output_codes(out: Any, channels: int) -> Codes | None:
+    if out is None:
+        return None
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Plan):
+        raise TypeError(f"out is {out!r}, expected (plan, scale) of the next layer, None, or a list of these")
     plan, scale = out
     if isinstance(scale, str):
         raise ValueError(f"out has scale {scale!r}; codes as output need a fixed scale, a float")
     if plan.channels != channels:
-        raise ValueError(f"out names a plan of {plan.channels} channels but this layer has {channels} outputs")
+        raise ValueError(f"out names a plan of {plan.channels} channels but this operation has {channels} outputs")
     if np.ndim(scale) != 0 or not MIN_SCALE <= np.float32(scale) <= MAX_SCALE:
         raise ValueError(f"out has scale {scale!r}, expected one float in [2**-100, 2**100]")
-    return plan, np.float32(scale)
+    return Codes(plan, np.float32(scale))
 
 
 def _require_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -20,6 +20,7 @@ GRIDS = ("bipolar", "unsigned", "signed", "ternary")
 MAX_OFFSET = 1023
 # With |shift| <= 6 every product of a scale in [2**-100, 2**100] and a power of two of the contract is a normal float32.
 MAX_SHIFT = 6
+_MAX_FORMATS = 64  # of one plan that are kept
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,16 @@ class Plan:
             for first, s in zip(self.first_channels, self.segments, strict=True)
         ]
         return _core.Quantizer(self.channels, [] if self.in_order else self.permutation.tolist(), segments)
+
+    def tensor_format(self, scale: np.float32) -> _core.TensorFormat:
+        """How the core reads and writes codes of this tensor with this scale; made once for each scale."""
+        formats: dict[np.float32, _core.TensorFormat] = self.__dict__.setdefault("_formats", {})
+        if scale not in formats:
+            if len(formats) >= _MAX_FORMATS:
+                formats.clear()
+            grids = [(s.a.alpha, s.a.beta, 2.0**s.a.exponent, s.a.r_numerator, s.a.z, s.a.cmax) for s in self.segments]
+            formats[scale] = _core.TensorFormat(self.segment_of().tolist(), grids, float(scale))
+        return formats[scale]
 
     @property
     def in_order(self) -> bool:

@@ -15,6 +15,7 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <memory>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -29,6 +30,7 @@
 #include "emulate_avxvnni.h"
 #include "guard_pages.h"
 #include "layer.h"
+#include "ops.h"
 #include "quantize.h"
 #include "report.h"
 #include "depthwise_kernels.h"
@@ -40,7 +42,7 @@ namespace {
 using Floats = std::vector<float>;
 
 // ---- the file (write.py draws it) ------------------------------------------------------------------------------------
-enum Kind : uint8_t { kEnd, kLayer, kQuantize, kScales, kFinite };
+enum Kind : uint8_t { kEnd, kLayer, kQuantize, kScales, kFinite, kCombine, kPool };
 
 class Reader {
  public:
@@ -94,11 +96,46 @@ class Reader {
 };
 
 // ---- layers ------------------------------------------------------------------------------------------------------------
+// Codes of a tensor, and what they mean; without codes there is no tensor.
+struct Tensor {
+  Bytes codes;
+  std::shared_ptr<const TensorFormat> format;
+  Floats scales;
+  int rows_per_scale = 1;
+
+  CodesIn in() const {
+    if (codes.empty()) return {};
+    return {codes.data(), format.get(), scales.data(), rows_per_scale};
+  }
+};
+
+// What must come out of an operation: float32 if not empty, and codes of some tensors.
+struct Expected {
+  Floats y;
+  std::vector<Tensor> codes;
+
+  // Runs `operation` on guarded memory and compares all that it wrote.
+  template <class Operation>
+  void check(size_t size, const std::string& what, Report& report, Operation&& operation) const {
+    Results results;
+    Guarded<float> floats(y.empty() ? 0 : size);
+    if (!y.empty()) results.y = floats.data();
+    std::vector<std::unique_ptr<Guarded<uint8_t>>> written;
+    for (const Tensor& t : codes) {
+      written.push_back(std::make_unique<Guarded<uint8_t>>(size));
+      results.sink[results.sinks++] = {written.back()->data(), t.format.get()};
+    }
+    operation(results);
+    if (!y.empty()) floats.compare(y, what, report);
+    for (size_t i = 0; i < codes.size(); ++i) written[i]->compare(codes[i].codes, what + ", codes", report);
+  }
+};
+
 struct Result {
-  Floats activation_scale, w_scale, bias, residual, residual_factor, post_scale, post_bias, r, z, cmax, y;
-  Bytes residual_codes, codes;
-  Ints residual_position, residual_alpha, residual_beta, position;
-  int rows_per_scale, rows_per_residual_scale, activation;
+  Floats activation_scale, w_scale, bias, residual, post_scale, post_bias;
+  Tensor residual_codes;
+  Expected expected;
+  int rows_per_scale, activation;
   float lo, hi;
 };
 
@@ -134,6 +171,37 @@ void read_segments(Reader& in, LayerCase& c) {
   }
 }
 
+std::shared_ptr<const TensorFormat> read_format(Reader& in) {
+  const Bytes segment_of = in.array<uint8_t>();
+  std::vector<ChannelGrid> grids(in.integer());
+  for (ChannelGrid& g : grids)
+    for (float* field : {&g.alpha, &g.beta, &g.step, &g.r_numerator, &g.z, &g.cmax}) *field = in.real();
+  return std::make_shared<const TensorFormat>(std::vector<uint8_t>(segment_of.begin(), segment_of.end()), grids,
+                                              in.real());
+}
+
+Tensor read_tensor(Reader& in) {
+  Tensor t;
+  t.codes = in.array<uint8_t>();
+  if (t.codes.empty()) return t;
+  t.format = read_format(in);
+  t.scales = in.array<float>();
+  t.rows_per_scale = in.integer();
+  return t;
+}
+
+Expected read_expected(Reader& in) {
+  Expected e;
+  e.y = in.array<float>();
+  for (int sinks = in.integer(); sinks > 0; --sinks) {
+    Tensor t;
+    t.format = read_format(in);
+    t.codes = in.array<uint8_t>();
+    e.codes.push_back(t);
+  }
+  return e;
+}
+
 Result read_result(Reader& in) {
   Result r;
   r.activation_scale = in.array<float>();
@@ -141,18 +209,22 @@ Result read_result(Reader& in) {
   r.w_scale = in.array<float>();
   r.bias = in.array<float>();
   r.residual = in.array<float>();
-  r.residual_codes = in.array<uint8_t>();
-  for (Ints* field : {&r.residual_position, &r.residual_alpha, &r.residual_beta}) *field = in.array<int32_t>();
-  r.residual_factor = in.array<float>();
-  r.rows_per_residual_scale = in.integer();
+  r.residual_codes = read_tensor(in);
   r.activation = in.integer();
   r.lo = in.real();
   r.hi = in.real();
-  for (Floats* field : {&r.post_scale, &r.post_bias, &r.r, &r.z, &r.cmax}) *field = in.array<float>();
-  r.position = in.array<int32_t>();
-  r.y = in.array<float>();
-  r.codes = in.array<uint8_t>();
+  r.post_scale = in.array<float>();
+  r.post_bias = in.array<float>();
+  r.expected = read_expected(in);
   return r;
+}
+
+Geometry read_geometry(Reader& in) {
+  Geometry g;
+  for (int* field : {&g.batch, &g.in_h, &g.in_w, &g.out_h, &g.out_w, &g.stride_h, &g.stride_w, &g.pad_top, &g.pad_left,
+                     &g.dilation_h, &g.dilation_w})
+    *field = in.integer();
+  return g;
 }
 
 LayerCase read_layer(Reader& in) {
@@ -162,10 +234,7 @@ LayerCase read_layer(Reader& in) {
   LayerShape& s = c.shape;
   for (int* field : {&s.outputs, &s.groups, &s.kernel_h, &s.kernel_w, &s.channels}) *field = in.integer();
   read_segments(in, c);
-  Geometry& g = c.geometry;
-  for (int* field : {&g.batch, &g.in_h, &g.in_w, &g.out_h, &g.out_w, &g.stride_h, &g.stride_w, &g.pad_top, &g.pad_left,
-                     &g.dilation_h, &g.dilation_w})
-    *field = in.integer();
+  c.geometry = read_geometry(in);
   const Bytes codes = in.array<uint8_t>();
   c.codes.assign(codes.begin(), codes.end());  // guarded
   c.batches = in.array<int32_t>();
@@ -186,21 +255,12 @@ Output describe(const Result& r) {
   o.w_scale = r.w_scale.data();
   o.bias = or_null(r.bias);
   o.residual = or_null(r.residual);
-  o.residual_codes = or_null(r.residual_codes);
-  o.residual_position = or_null(r.residual_position);
-  o.residual_alpha = or_null(r.residual_alpha);
-  o.residual_beta = or_null(r.residual_beta);
-  o.residual_factor = or_null(r.residual_factor);
-  o.rows_per_residual_scale = r.rows_per_residual_scale;
+  o.residual_codes = r.residual_codes.in();
   o.activation = Activation(r.activation);
   o.lo = r.lo;
   o.hi = r.hi;
   o.post_scale = or_null(r.post_scale);
   o.post_bias = or_null(r.post_bias);
-  o.r = or_null(r.r);
-  o.z = or_null(r.z);
-  o.cmax = or_null(r.cmax);
-  o.position = or_null(r.position);
   return o;
 }
 
@@ -209,17 +269,10 @@ void check_result(const LayerCase& c, const Layer& layer, const Geometry& geomet
   const size_t size = geometry.rows() * c.shape.outputs;
   const std::string what = "result " + std::to_string(index) + ", batch " + std::to_string(geometry.batch);
   Output output = describe(result);
-  if (result.codes.empty()) {
-    Guarded<float> y(size);
-    output.y = y.data();
+  result.expected.check(size, what, report, [&](const Results& results) {
+    output.results = results;
     layer.run(c.codes.data(), geometry, output);
-    y.compare(result.y, what, report);
-  } else {
-    Guarded<uint8_t> codes(size);
-    output.codes = codes.data();
-    layer.run(c.codes.data(), geometry, output);
-    codes.compare(result.codes, what, report);
-  }
+  });
 }
 
 void check_layer_of(const LayerCase& c, const Layer& layer, Report& report) {
@@ -312,6 +365,77 @@ void check_quantize(const QuantizeCase& c, const Tier& tier, Report& report) {
   codes.compare(c.codes, "codes", report);
 }
 
+// ---- between layers ------------------------------------------------------------------------------------------------------
+struct CombineCase {
+  struct Part {
+    int channels;
+    Tensor a, b;
+    Floats x;
+  };
+  int rows, channels = 0;
+  std::vector<Part> parts;  // side by side in the result
+  int activation;
+  float lo, hi;
+  Expected expected;
+};
+
+CombineCase read_combine(Reader& in) {
+  CombineCase c;
+  c.rows = in.integer();
+  c.parts.resize(in.integer());
+  for (CombineCase::Part& part : c.parts) {
+    c.channels += part.channels = in.integer();
+    part.a = read_tensor(in);
+    part.b = read_tensor(in);
+    part.x = in.array<float>();
+  }
+  c.activation = in.integer();
+  c.lo = in.real();
+  c.hi = in.real();
+  c.expected = read_expected(in);
+  return c;
+}
+
+void check_combine(const CombineCase& c, const Tier& tier, Report& report) {
+  c.expected.check(size_t(c.rows) * c.channels, "values", report, [&](const Results& results) {
+    int first = 0;
+    for (const CombineCase::Part& part : c.parts) {
+      combine(tier, {c.rows, part.channels, part.a.in(), part.b.in(), or_null(part.x), Activation(c.activation), c.lo,
+                     c.hi, results, first, c.channels});
+      first += part.channels;
+    }
+  });
+}
+
+struct PoolCase {
+  PoolTask task;
+  Tensor x;
+  Bytes largest;
+  Geometry unpadded;
+  Expected means;
+};
+
+PoolCase read_pool(Reader& in) {
+  PoolCase c;
+  c.task.geometry = read_geometry(in);
+  for (int* field : {&c.task.kernel_h, &c.task.kernel_w, &c.task.channels}) *field = in.integer();
+  c.x = read_tensor(in);
+  c.largest = in.array<uint8_t>();
+  c.unpadded = read_geometry(in);
+  c.means = read_expected(in);
+  return c;
+}
+
+void check_pool(const PoolCase& c, const Tier& tier, Report& report) {
+  Guarded<uint8_t> largest(c.largest.size());
+  max_pool(tier, c.task, c.x.codes.data(), largest.data());
+  largest.compare(c.largest, "largest", report);
+  PoolTask task = c.task;
+  task.geometry = c.unpadded;
+  c.means.check(size_t(task.geometry.rows()) * task.channels, "means", report,
+                [&](const Results& results) { avg_pool(tier, task, c.x.in(), results); });
+}
+
 // ---- all kinds, all tiers ------------------------------------------------------------------------------------------------
 using Check = std::function<void(const Tier&, Report&)>;
 
@@ -340,6 +464,8 @@ Check read_check(Reader& in, Kind kind) {
   switch (kind) {
     case kLayer: return std::bind(check_layer, read_layer(in), _1, _2);
     case kQuantize: return std::bind(check_quantize, read_quantize(in), _1, _2);
+    case kCombine: return std::bind(check_combine, read_combine(in), _1, _2);
+    case kPool: return std::bind(check_pool, read_pool(in), _1, _2);
     case kScales: return read_scales(in);
     case kFinite: return read_finite(in);
     default: throw std::runtime_error("a case of a kind that is not known");

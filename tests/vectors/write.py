@@ -26,7 +26,7 @@ import oracle
 from oracle import Epilogue, Grid, Layout, values_near
 
 F32 = np.float32
-END, LAYER, QUANTIZE, SCALES, FINITE = range(5)
+END, LAYER, QUANTIZE, SCALES, FINITE, COMBINE, POOL = range(7)
 WIDTHS = [(w_bits, a_bits) for w_bits in range(1, 9) for a_bits in range(1, 9)]
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
 HARDTANH = 3
@@ -93,14 +93,24 @@ class Conv(NamedTuple):
         return high, wide
 
 
+Codes = tuple[np.ndarray, Layout, Any]  # codes, their layout, their scale
+
+
 class Result(NamedTuple):
-    """One way to finish a layer, in the words of csrc/layer.h, and what it must give (float32, or codes)."""
+    """One way to finish a layer, in the words of csrc/layer.h, and the float32 values of which it writes what `to` says."""
 
     expected: np.ndarray
     a_scale: np.ndarray
     steps: Epilogue
-    residual: tuple[np.ndarray, Layout, Any] | None = None  # codes, their layout, their scale
-    out: tuple[Layout, Any] | None = None
+    to: Destinations
+    residual: Codes | None = None
+
+
+class Destinations(NamedTuple):
+    """Where values go: float32 or not, and codes of up to two tensors of these layouts and scales."""
+
+    floats: bool = True
+    codes: tuple[tuple[Layout, Any], ...] = ()
 
 
 def stored_order(layout: Layout) -> np.ndarray:
@@ -133,7 +143,7 @@ def write_layer(out: Writer, name: str, x: np.ndarray, w: np.ndarray, layout: La
     out.kind(LAYER, name)
     out.ints(w.shape[0], layout.channels // w.shape[-1], *conv.taps, layout.channels)
     write_segments(out, w, layout)
-    out.ints(conv.batch, *conv.size, *conv.out_size(), *conv.stride, conv.padding[0], conv.padding[2], *conv.dilation)
+    write_geometry(out, conv)
     out.array(x[..., stored_order(layout)])
     out.array(more.get("batches", sorted({1, conv.batch})), "i4")
     assert np.abs(acc).max(initial=0) <= oracle.INT32_MAX
@@ -143,60 +153,67 @@ def write_layer(out: Writer, name: str, x: np.ndarray, w: np.ndarray, layout: La
         write_result(out, result, w.shape[0], conv)
 
 
+def write_geometry(out: Writer, conv: Conv) -> None:
+    """Geometry of csrc/format.h."""
+    out.ints(conv.batch, *conv.size, *conv.out_size(), *conv.stride, conv.padding[0], conv.padding[2], *conv.dilation)
+
+
 def write_result(out: Writer, result: Result, outputs: int, conv: Conv) -> None:
-    """One result: its steps, then its expectation as float32 and as codes, one of them empty."""
+    """One result: its steps, then what it must give."""
     images, steps = conv.out_size()[0] * conv.out_size()[1], result.steps
     rows = conv.batch * images
     out.array(result.a_scale, "f4")
     out.ints(rows if result.a_scale.size == 1 else images)
     out.array(steps.w_scale, "f4")
     out.array(steps.bias, "f4")
-    write_residual(out, result, outputs, rows, images)
-    hardtanh = isinstance(steps.activation, tuple)
-    out.ints(HARDTANH if hardtanh else ACTIVATIONS[steps.activation])
-    out.floats(*(steps.activation[1:] if hardtanh else (0, 0)))
+    out.array(None if result.residual else steps.residual, "f4")
+    write_codes(out, result.residual, rows)
+    write_activation(out, steps.activation)
     out.array(steps.post_scale, "f4")
     out.array(steps.post_bias, "f4")
-    write_quantizer(out, result.out)
-    as_codes = result.out is not None
-    out.array(None if as_codes else result.expected, "f4")
-    out.array(result.expected[..., stored_order(result.out[0])] if as_codes else None)
+    write_destinations(out, result.expected, result.to)
 
 
-def write_residual(out: Writer, result: Result, outputs: int, rows: int, images: int) -> None:
-    """float32 residual, or codes with position, alpha, beta and factor of each output."""
-    if result.residual is None:
-        out.array(result.steps.residual, "f4")
-        for dtype in ("u1", "i4", "i4", "i4", "f4"):
-            out.array(None, dtype)
-        out.ints(1)
+def write_activation(out: Writer, activation: Any) -> None:
+    """Its number, low and high."""
+    hardtanh = isinstance(activation, tuple)
+    out.ints(HARDTANH if hardtanh else ACTIVATIONS[activation])
+    out.floats(*(activation[1:] if hardtanh else (0, 0)))
+
+
+def write_format(out: Writer, layout: Layout, scale: Any) -> None:
+    """A tensor's segments, what a code of each means and how one is made, and its scale."""
+    out.array(np.array([layout.used.index(s) for s in layout.segment]))
+    out.ints(len(layout.used))
+    for s in layout.used:
+        grid = layout.pairs[s][1]
+        _, alpha, beta, power = grid_numbers(grid)
+        r, z = oracle.quantizer(grid, 1.0)  # at scale 1, r is the power of two that is divided by the scale
+        out.floats(alpha, beta, 2.0**power, r, z, oracle.cmax(grid))
+    out.floats(scale)
+
+
+def write_codes(out: Writer, tensor: Codes | None, rows: int) -> None:
+    """Codes in stored order, empty where there are none; else their format, scales and the rows of each."""
+    if tensor is None:
+        out.array(None)
         return
-    codes, layout, scale = result.residual
-    order = stored_order(layout)
-    numbers = np.array([grid_numbers(layout.pairs[s][1]) for s in layout.segment])
+    codes, layout, scale = tensor
     scales = np.atleast_1d(np.asarray(scale, F32))
-    out.array(None, "f4")
-    out.array(codes[..., order])
-    out.array(np.argsort(order), "i4")
-    out.array(numbers[:, 1], "i4")
-    out.array(numbers[:, 2], "i4")
-    out.array(oracle.times_power_of_two(scales[:, None], numbers[:, 3]), "f4")
-    out.ints(rows if scales.size == 1 else images)
+    out.array(codes[..., stored_order(layout)])
+    write_format(out, layout, 1)
+    out.array(scales, "f4")
+    out.ints(rows // scales.size)
 
 
-def write_quantizer(out: Writer, codes: tuple[Layout, Any] | None) -> None:
-    """r, z, cmax and the stored position of each output; empty arrays where the output is float32."""
-    if codes is None:
-        for dtype in ("f4", "f4", "f4", "i4"):
-            out.array(None, dtype)
-        return
-    layout, scale = codes
-    grids = [layout.pairs[s][1] for s in layout.segment]
-    r, z = zip(*[oracle.quantizer(grid, scale) for grid in grids], strict=True)
-    out.array(r, "f4")
-    out.array(z, "f4")
-    out.array([oracle.cmax(grid) for grid in grids], "f4")
-    out.array(np.argsort(stored_order(layout)), "i4")
+def write_destinations(out: Writer, y: np.ndarray, to: Destinations) -> None:
+    """float32 or nothing, and codes in stored order with their formats."""
+    out.array(y if to.floats else None, "f4")
+    out.ints(len(to.codes))
+    for layout, scale in to.codes:
+        write_format(out, layout, scale)
+        codes = oracle.quantize_channels(y, layout.segment, oracle.a_grids(layout), scale)
+        out.array(codes[..., stored_order(layout)])
 
 
 # ---- operands -----------------------------------------------------------------------------------------------------------
@@ -447,11 +464,15 @@ def random_result(choose: random.Random, rng, acc: np.ndarray, layout: Layout) -
         a_scale = rng.uniform(0.05, 2, acc.shape[0]).astype(F32)
     per_image = a_scale.reshape((-1,) + (1,) * (acc.ndim - 1))
     expected = oracle.epilogue(acc, per_image, unit, steps)
-    out = None
-    if choose.random() < 0.5:
-        out = tensor(acc.shape[-1], choose.choice(TENSORS), rng), F32(0.21)
-        expected = oracle.quantize_channels(expected, out[0].segment, oracle.a_grids(out[0]), out[1])
-    return Result(expected, oracle.times_power_of_two(a_scale, unit), steps, residual, out)
+    to = destinations(choose, rng, acc.shape[-1])
+    return Result(expected, oracle.times_power_of_two(a_scale, unit), steps, to, residual)
+
+
+def destinations(choose: random.Random, rng: np.random.Generator, channels: int) -> Destinations:
+    """float32 alone, or codes of one or two tensors, or both."""
+    count = choose.choice([0, 0, 1, 1, 2])
+    codes = tuple((tensor(channels, choose.choice(TENSORS), rng), F32(0.21 + i)) for i in range(count))
+    return Destinations(count == 0 or choose.random() < 0.3, codes)
 
 
 def write_results(out: Writer) -> None:
@@ -470,6 +491,73 @@ def write_results(out: Writer) -> None:
                 acc = integers(x, w, layout, conv)
                 results = [random_result(choose, rng, acc, layout) for _ in range(6)]
                 write_layer(out, f"results, N {n}, {pairs}", x, w, layout, conv, acc=acc, results=results)
+
+
+# ---- between layers -----------------------------------------------------------------------------------------------------
+
+PARTS_OF_ROWS = [(1,), (2,), (5, 3), (8,), (7, 33), (16,), (31,), (32, 9), (65,), (255,), (256,), (100, 1, 300)]
+
+
+def random_tensor(choose: random.Random, rng: np.random.Generator, shape: Sequence[int], scales: int) -> Codes:
+    """Random codes with so many scales."""
+    layout = tensor(shape[-1], choose.choice(TENSORS), rng)
+    scale = F32(0.11) if scales == 1 else rng.uniform(0.05, 2, scales).astype(F32)
+    return random_codes(rng, shape, layout.segment, oracle.a_grids(layout)), layout, scale
+
+
+def values_of(codes: Codes) -> np.ndarray:
+    """float32 values of rows of codes."""
+    grids = oracle.a_grids(codes[1])
+    return oracle.dequantize(codes[0], codes[1].segment, grids, np.reshape(codes[2], (-1, 1)))
+
+
+def write_combine(out: Writer) -> None:
+    """Sums of two tensors, or one, written side by side as channels of one result: add, requantize, concat."""
+    choose, rng = random.Random(9), np.random.default_rng(9)
+    for widths in PARTS_OF_ROWS:
+        for operands_ in ("a", "ab", "ax", "x"):
+            for rows in (1, 70):
+                parts, y = [], []
+                for width in widths:
+                    a, b = (
+                        random_tensor(choose, rng, (rows, width), choose.choice([1, rows]))
+                        if name in operands_
+                        else None
+                        for name in "ab"
+                    )
+                    x = values_near(rng, (rows, width), 0.5) if "x" in operands_ else None
+                    terms = [values_of(t) for t in (a, b) if t is not None] + ([] if x is None else [x])
+                    parts.append((a, b, x))
+                    y.append(sum(terms[1:], terms[0]))
+                activation = choose.choice([None, "relu", "relu6", ("hardtanh", -0.3, 0.7)])
+                values = oracle.activate(np.concatenate(y, -1), activation)
+                out.kind(COMBINE, f"combine {operands_} of {widths}, {rows} rows")
+                out.ints(rows, len(parts))
+                for (a, b, x), width in zip(parts, widths, strict=True):
+                    out.ints(width)
+                    write_codes(out, a, rows)
+                    write_codes(out, b, rows)
+                    out.array(x, "f4")
+                write_activation(out, activation)
+                write_destinations(out, values, destinations(choose, rng, sum(widths)))
+
+
+def write_pools(out: Writer) -> None:
+    """Largest codes with padding, means without."""
+    choose, rng = random.Random(10), np.random.default_rng(10)
+    for channels in (1, 5, 16, 31, 32, 33, 64, 95, 130):
+        for kernel, stride, pad in [((3, 3), (2, 2), 1), ((2, 2), (2, 2), 0), ((3, 2), (1, 3), 0), ((5, 5), (1, 1), 0)]:
+            conv = Conv((5, 6), kernel, 2, stride, (pad,) * 4)
+            x = random_tensor(choose, rng, (2, 5, 6, channels), choose.choice([1, 2]))
+            out.kind(POOL, f"pool {kernel} of {channels} channels")
+            write_geometry(out, conv)
+            out.ints(*kernel, channels)
+            write_codes(out, x, conv.batch)
+            out.array(oracle.max_pool(x[0], kernel, stride, conv.padding)[..., stored_order(x[1])])
+            whole = conv._replace(padding=(0,) * 4)
+            write_geometry(out, whole)
+            means = oracle.avg_pool(x[0], x[1].segment, oracle.a_grids(x[1]), x[2], kernel, stride)
+            write_destinations(out, means, destinations(choose, rng, channels))
 
 
 # ---- quantize -----------------------------------------------------------------------------------------------------------
@@ -575,6 +663,8 @@ PARTS = [
     write_convolutions,
     write_uneven_groups,
     write_results,
+    write_combine,
+    write_pools,
     write_quantize,
     write_scales,
     write_finite,

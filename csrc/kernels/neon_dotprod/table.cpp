@@ -1,4 +1,5 @@
 #include "kernels/elementwise.h"
+#include "kernels/epilogue_loop.h"
 #include "kernels/neon_dotprod/lut5.h"
 #include "kernels/neon_dotprod/dot.h"
 #include "kernels/neon_dotprod/popcount.h"
@@ -24,6 +25,10 @@ const KernelTable neon_dotprod_table = {quantize,
                                         &kDotFamily<NeonDotprodDot>,
                                         &kNeonDotprodPopcount,
                                         &kNeonDotprodLut,
-                                        &kNeonDotprodLut5};
+                                        &kNeonDotprodLut5,
+                                        /*quantize_split=*/nullptr,
+                                        combine,
+                                        max_codes,
+                                        sum_codes};
 
 }  // namespace soniq

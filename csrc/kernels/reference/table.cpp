@@ -40,7 +40,8 @@ bool all_finite(const float* x, int64_t count) {
   return true;
 }
 
-float activate(float y, const EpilogueTile& t) {
+template <class Tile>
+float activate(float y, const Tile& t) {
   switch (t.activation) {
     case Activation::none: return y;
     case Activation::relu: return y > 0.0f ? y : 0.0f;
@@ -52,29 +53,66 @@ float activate(float y, const EpilogueTile& t) {
   }
 }
 
+float value_one(const CodeSource& s, int m, int n) {
+  const int code = s.codes[int64_t(m) * s.channels + s.position[s.first + n]];
+  const int level = int(s.alpha[n]) * code + int(s.beta[n]);
+  const float step = s.scale[m] * s.step[n];
+  return float(level) * step;
+}
+
+void write_one(const TileResults& to, int m, int n, float y) {
+  if (to.y) to.y[m * to.ld + n] = y;
+  for (int i = 0; i < to.sinks; ++i) {
+    const CodeSink& s = to.sink[i];
+    s.codes[int64_t(m) * s.channels + s.position[s.first + n]] = quantize_one(y, s.r[n], s.z[n], s.cmax[n]);
+  }
+}
+
 void epilogue_one(const EpilogueTile& t, int m, int n) {
   const uint32_t sum = t.sums[n / t.panel_cols * t.panel_stride + int64_t(m) * t.panel_cols + n % t.panel_cols];
   const int32_t acc = int32_t(sum + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
   if (t.acc) {
-    t.acc[m * t.out_ld + n] = acc;
+    t.acc[m * t.acc_ld + n] = acc;
     return;
   }
   const float scaled = float(acc) * t.row_scale[m];
   float y = scaled * t.w_scale[n];
   if (t.bias) y = y + t.bias[n];
   if (t.residual) y = y + t.residual[m * t.residual_ld + n];
+  if (t.residual_codes.codes) y = y + value_one(t.residual_codes, m, n);
   y = activate(y, t);
   if (t.post_scale) y = y * t.post_scale[n];
   if (t.post_bias) y = y + t.post_bias[n];
-  if (t.y)
-    t.y[m * t.out_ld + n] = y;
-  else
-    t.codes[m * t.out_ld + t.position[n]] = quantize_one(y, t.r[n], t.z[n], t.cmax[n]);
+  write_one(t.results, m, n, y);
 }
 
 void epilogue(const EpilogueTile& t) {
   for (int m = 0; m < t.rows; ++m)
     for (int n = 0; n < t.cols; ++n) epilogue_one(t, m, n);
+}
+
+void combine(const CombineTile& t) {
+  for (int m = 0; m < t.rows; ++m)
+    for (int n = 0; n < t.cols; ++n) {
+      float y = t.x ? t.x[m * t.x_ld + n] : value_one(t.a, m, n);
+      if (t.x && t.a.codes) y = y + value_one(t.a, m, n);
+      if (t.b.codes) y = y + value_one(t.b, m, n);
+      write_one(t.results, m, n, activate(y, t));
+    }
+}
+
+void max_codes(const uint8_t* const* taps, int count, int64_t n, uint8_t* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = taps[0][i];
+    for (int t = 1; t < count; ++t) out[i] = std::max(out[i], taps[t][i]);
+  }
+}
+
+void sum_codes(const uint8_t* const* taps, int count, int64_t n, int32_t* sums) {
+  for (int64_t i = 0; i < n; ++i) {
+    sums[i] = 0;
+    for (int t = 0; t < count; ++t) sums[i] += taps[t][i];
+  }
 }
 
 // One integer of the result: every valid tap, every channel of the group, level times level.
@@ -146,6 +184,10 @@ const KernelTable reference_table = {quantize,
                                      /*dot=*/nullptr,
                                      /*popcount=*/nullptr,
                                      /*lut=*/nullptr,
-                                     /*lut6=*/nullptr};
+                                     /*lut6=*/nullptr,
+                                     /*quantize_split=*/nullptr,
+                                     combine,
+                                     max_codes,
+                                     sum_codes};
 
 }  // namespace soniq

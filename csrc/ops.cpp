@@ -1,0 +1,126 @@
+#include "ops.h"
+
+#include <algorithm>
+
+#include "threads.h"
+
+namespace soniq {
+namespace {
+
+constexpr int kTileRows = 64;
+constexpr int64_t kValueWork = 64;  // of a code that becomes a value and a code again, in products (threads.h)
+constexpr int64_t kTapWork = 8;     // of a code that is compared or added
+
+// The scale of every row of a tile.
+class RowScales {
+ public:
+  CodeSource source(const CodesIn& in, int64_t m0, int rows) {
+    if (!in.codes) return {};
+    scales_.resize(rows);
+    for (int i = 0; i < rows; ++i) scales_[i] = in.scales[(m0 + i) / in.rows_per_scale];
+    return in.format->source(in.codes + m0 * in.format->channels, 0, scales_.data());
+  }
+
+ private:
+  std::vector<float> scales_;
+};
+
+void combine_rows(const Tier& tier, const CombineTask& task, Range rows) {
+  RowScales a, b;
+  for (int64_t m0 = rows.begin; m0 < rows.end; m0 += kTileRows) {
+    CombineTile tile{};
+    tile.rows = int(std::min<int64_t>(kTileRows, rows.end - m0));
+    tile.cols = task.channels;
+    tile.a = a.source(task.a, m0, tile.rows);
+    tile.b = b.source(task.b, m0, tile.rows);
+    tile.x = task.x ? task.x + m0 * task.channels : nullptr;
+    tile.x_ld = task.channels;
+    tile.activation = task.activation;
+    tile.lo = task.lo;
+    tile.hi = task.hi;
+    tile.results = task.results.tile(m0, task.first, task.result_channels);
+    tier.table->combine(tile);
+  }
+}
+
+// The codes that a window reads, tap by tap.
+void valid_taps(const PoolTask& task, const uint8_t* codes, const OutputPosition& p,
+                std::vector<const uint8_t*>& taps) {
+  taps.clear();
+  for (int kh = 0; kh < task.kernel_h; ++kh)
+    for (int kw = 0; kw < task.kernel_w; ++kw) {
+      const int64_t pixel = tap_pixel(task.geometry, p, kh, kw);
+      if (pixel >= 0) taps.push_back(codes + pixel * task.channels);
+    }
+}
+
+// Calls window(row, taps) for every window of a share of them.
+template <class Window>
+void for_each_window(const PoolTask& task, const uint8_t* codes, Range rows, Window&& window) {
+  std::vector<const uint8_t*> taps;
+  taps.reserve(size_t(task.kernel_h) * task.kernel_w);
+  OutputPosition p = output_position(task.geometry, rows.begin);
+  for (int64_t row = rows.begin; row < rows.end; ++row, advance(task.geometry, p)) {
+    valid_taps(task, codes, p, taps);
+    window(row, taps);
+  }
+}
+
+int threads_of_pool(const PoolTask& task) {
+  const int64_t rows = task.geometry.rows();
+  return threads_for(rows * task.kernel_h * task.kernel_w * task.channels * kTapWork, rows);
+}
+
+// The means of one window, in the original order of the channels.
+void means(const CodesIn& x, float scale, const int32_t* sums, int count, float* y) {
+  const TensorFormat& f = *x.format;
+  const float inverse = 1.0f / float(count);
+  for (int c = 0; c < f.channels; ++c) {
+    const int32_t levels = int32_t(f.alpha[c]) * sums[f.position[c]] + int32_t(f.beta[c]) * count;
+    const float sum = float(levels) * (scale * f.step[c]);
+    y[c] = sum * inverse;
+  }
+}
+
+}  // namespace
+
+void combine(const Tier& asked, const CombineTask& task) {
+  const Tier& tier = tier_with(asked, &KernelTable::combine);
+  parallel(threads_for(task.rows * task.channels * kValueWork, task.rows),
+           [&](int share, int shares) { combine_rows(tier, task, share_of(task.rows, 1, share, shares)); });
+  tier.counters.combine.add(task.rows > 0);
+}
+
+void max_pool(const Tier& asked, const PoolTask& task, const uint8_t* codes, uint8_t* out) {
+  const Tier& tier = tier_with(asked, &KernelTable::max_codes);
+  parallel(threads_of_pool(task), [&](int share, int shares) {
+    const Range mine = share_of(task.geometry.rows(), 1, share, shares);
+    for_each_window(task, codes, mine, [&](int64_t row, const std::vector<const uint8_t*>& taps) {
+      tier.table->max_codes(taps.data(), int(taps.size()), task.channels, out + row * task.channels);
+    });
+  });
+  tier.counters.max_codes.add(task.geometry.rows());
+}
+
+void avg_pool(const Tier& asked, const PoolTask& task, const CodesIn& x, const Results& results) {
+  const Tier &tier = tier_with(asked, &KernelTable::sum_codes), &combine_tier = tier_with(asked, &KernelTable::combine);
+  const int64_t rows = task.geometry.rows(), rows_of_image = rows / std::max(1, task.geometry.batch);
+  parallel(threads_of_pool(task), [&](int share, int shares) {
+    const Range mine = share_of(rows, 1, share, shares);
+    std::vector<int32_t> sums(task.channels);
+    std::vector<float> y(task.channels);
+    CombineTile tile{};
+    tile.rows = 1;
+    tile.cols = task.channels;
+    tile.x = y.data();
+    for_each_window(task, x.codes, mine, [&](int64_t row, const std::vector<const uint8_t*>& taps) {
+      tier.table->sum_codes(taps.data(), int(taps.size()), task.channels, sums.data());
+      means(x, x.scales[row / rows_of_image / x.rows_per_scale], sums.data(), int(taps.size()), y.data());
+      tile.results = results.tile(row, 0, task.channels);
+      combine_tier.table->combine(tile);
+    });
+  });
+  tier.counters.sum_codes.add(rows);
+}
+
+}  // namespace soniq

@@ -1,0 +1,50 @@
+#include "tensor.h"
+
+namespace soniq {
+
+TensorFormat::TensorFormat(const std::vector<uint8_t>& segment_of, const std::vector<ChannelGrid>& grids, float scale)
+    : channels(int(segment_of.size())), low_channels(0), scale(scale), position(segment_of.size()) {
+  for (uint8_t s : segment_of) low_channels += s == 0;
+  int32_t next[2] = {0, low_channels};
+  for (int c = 0; c < channels; ++c) position[c] = next[segment_of[c]]++;
+  for (uint8_t s : segment_of) {
+    const ChannelGrid& g = grids[s];
+    alpha.push_back(g.alpha);
+    beta.push_back(g.beta);
+    step.push_back(g.step);
+    r.push_back(g.r_numerator / scale);
+    z.push_back(g.z);
+    cmax.push_back(g.cmax);
+  }
+  if (grids.size() < 2) return;
+  second.assign(channels / 64 + 2, 0);
+  for (int c = 0; c < channels; ++c) second[c / 64] |= uint64_t(segment_of[c]) << (c % 64);
+}
+
+namespace {
+
+template <class T>
+const T* or_null(const std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+}  // namespace
+
+CodeSource TensorFormat::source(const uint8_t* row, int first, const float* scales) const {
+  return {{channels, first, low_channels, position.data(), or_null(second)},
+          row,
+          alpha.data() + first,
+          beta.data() + first,
+          step.data() + first,
+          scales};
+}
+
+CodeSink TensorFormat::sink(uint8_t* row, int first) const {
+  return {{channels, first, low_channels, position.data(), or_null(second)},
+          row,
+          r.data() + first,
+          z.data() + first,
+          cmax.data() + first};
+}
+
+}  // namespace soniq
