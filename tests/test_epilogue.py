@@ -40,6 +40,7 @@ FACTORS = {
     "post_scale": [False, True],
     "post_bias": [False, True],
     "out": [None, *OUTPUTS],
+    "also": ["nothing", "nothing", None, *OUTPUTS],
     "n": [1, 2, 15, 16, 33, 130],
 }
 
@@ -50,7 +51,8 @@ class Prepared(NamedTuple):
     x: Any
     packed: packing.PackedWeights
     keywords: dict
-    expected: np.ndarray
+    outs: list[tuple[Layout, float] | None]
+    expected: np.ndarray  # float32, whatever becomes codes
 
 
 def tensor_layout(name: str, channels: int) -> Layout:
@@ -130,12 +132,12 @@ def prepare_case(case: cases.Case) -> Prepared:
     keywords = {"residual": residual, "activation": case["activation"]}
     if case["op"] == "conv2d":
         keywords["padding"] = 1
-    if case["out"]:
-        out = tensor_layout(case["out"], n)
-        expected = oracle.quantize_channels(expected, out.segment, oracle.a_grids(out), F32(0.21))
-        keywords["out"] = (cases.package_plan(out), 0.21)
+    names = [case["out"]] + ([] if case["also"] == "nothing" else [case["also"]])
+    outs = [None if name is None else (tensor_layout(name, n), 0.21 + i) for i, name in enumerate(names)]
+    wanted = [None if out is None else (cases.package_plan(out[0]), out[1]) for out in outs]
+    keywords["out"] = wanted[0] if len(wanted) == 1 else wanted
     packed = packing.pack(w, cases.package_plan(layout), w_scale, activation_scale="per_row", **vectors)
-    return Prepared(x, packed, keywords, expected)
+    return Prepared(x, packed, keywords, outs, expected)
 
 
 @functools.cache
@@ -146,18 +148,20 @@ def pairwise_cases() -> list[cases.Case]:
 
 
 def check(prepared: Prepared, op: str, case: object) -> None:
-    """Run one case; codes come out as Activations of the plan and scale that were asked for."""
+    """Run one case; codes come out as Activations of the plan and scale that were asked for, a list as a list."""
     call = {"linear": gemm.linear, "conv2d": conv.conv2d}[op]
-    y = call(prepared.x, prepared.packed, **prepared.keywords)
-    if "out" not in prepared.keywords:
-        assert y.dtype == F32
-        return cases.assert_same_bits(y, prepared.expected, case)
-    plan, scale = prepared.keywords["out"]
-    assert isinstance(y, packing.Activations)
-    assert y.plan == plan
-    cases.assert_same_bits(y.scale, np.array(scale, F32), case)
-    cases.assert_same(y.codes(), prepared.expected, case)
-    return None
+    got = call(prepared.x, prepared.packed, **prepared.keywords)
+    got = [got] if len(prepared.outs) == 1 else got
+    for y, out in zip(got, prepared.outs, strict=True):
+        if out is None:
+            cases.assert_same_bits(y, prepared.expected, case)
+            continue
+        layout, scale = out
+        assert isinstance(y, packing.Activations)
+        assert y.plan == cases.package_plan(layout)
+        cases.assert_same_bits(y.scale, np.array(scale, F32), case)
+        codes = oracle.quantize_channels(prepared.expected, layout.segment, oracle.a_grids(layout), F32(scale))
+        cases.assert_same(y.codes(), codes, case)
 
 
 def test_pairs_of_steps(tier):
@@ -171,7 +175,7 @@ def test_cross_of_steps(tier, full):
     if not full:
         pytest.skip("the full cross runs with --full")
     fixed = {"n": [17], "layer": ["mixed"], "w_scale": ["ordinary", "tiny"], "a_scale": [0.3, "per_row"]}
-    for case in cases.cross(FACTORS | fixed):
+    for case in cases.cross(FACTORS | fixed | {"also": ["nothing", "mixed"]}):
         check(prepare_case(case), case["op"], case)
 
 

@@ -114,15 +114,16 @@ inline const uint8_t* codes_in_order(const CodeSource& s, int row, int column, i
   return room;
 }
 
+// Without a call, which these few bytes would wait for: GCC makes memcpy of any plain loop.
 inline void copy_bytes(uint8_t* to, const uint8_t* from, int count) {
-  for (; count >= 16; count -= 16, to += 16, from += 16) std::memcpy(to, from, 16);
-  if (count & 8) {
-    std::memcpy(to, from, 8);
-    to += 8, from += 8;
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
+    store_word(to + i, load_word(from + i));
+    asm("");
   }
-  for (int i = 0; i < (count & 7); ++i) {
+  for (; i < count; ++i) {
     to[i] = from[i];
-    asm("");  // no call, which these few bytes would wait for
+    asm("");
   }
 }
 

@@ -1,0 +1,146 @@
+// A register of floats, and one float, with the same words, so that a loop is written once for whole registers and for what is
+// left of a row:  Floats for kLanes values, float for one.
+//
+// Comparisons select as the contract writes them: greater_of(a, b) is a > b ? a : b, so b where a is NaN.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace soniq {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
+typedef uint8_t Bytes32 __attribute__((vector_size(32)));
+
+// What belongs to a type of values: as many integers, and how many there are.
+template <class F>
+struct Shape;
+template <>
+struct Shape<Floats> {
+  using Ints = Integers;
+  static constexpr int lanes = kLanes;
+};
+template <>
+struct Shape<float> {
+  using Ints = int32_t;
+  static constexpr int lanes = 1;
+};
+template <class F>
+using Ints = typename Shape<F>::Ints;
+
+template <class To, class From>
+[[gnu::always_inline]] inline To load_as(const From* p) {
+  To value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+template <class V, class T>
+[[gnu::always_inline]] inline void store_as(T* p, V value) {
+  std::memcpy(p, &value, sizeof value);
+}
+
+template <class F>
+[[gnu::always_inline]] inline F all(float value) {
+  return F{} + value;
+}
+template <>
+[[gnu::always_inline]] inline float all<float>(float value) {
+  return value;
+}
+
+inline float to_floats(int32_t v) { return float(v); }
+inline float greater_of(float a, float b) { return a > b ? a : b; }
+inline float less_of(float a, float b) { return a < b ? a : b; }
+inline float where_greater(float a, float b, float yes, float no) { return a > b ? yes : no; }
+
+inline Floats to_floats(Integers v) { return __builtin_convertvector(v, Floats); }
+#if defined(__AVX512F__)
+inline Floats greater_of(Floats a, Floats b) { return Floats(_mm512_max_ps(__m512(a), __m512(b))); }
+inline Floats less_of(Floats a, Floats b) { return Floats(_mm512_min_ps(__m512(a), __m512(b))); }
+#elif defined(__AVX2__)
+inline Floats greater_of(Floats a, Floats b) { return Floats(_mm256_max_ps(__m256(a), __m256(b))); }
+inline Floats less_of(Floats a, Floats b) { return Floats(_mm256_min_ps(__m256(a), __m256(b))); }
+#else
+inline Floats greater_of(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats less_of(Floats a, Floats b) { return a < b ? a : b; }
+#endif
+inline Floats where_greater(Floats a, Floats b, Floats yes, Floats no) { return a > b ? yes : no; }
+
+// ---- codes -------------------------------------------------------------------------------------------------------------
+// Codes as floats.
+template <class F>
+F floats_of_codes(const uint8_t* codes);
+template <>
+[[gnu::always_inline]] inline float floats_of_codes<float>(const uint8_t* codes) {
+  return float(*codes);
+}
+template <>
+[[gnu::always_inline]] inline Floats floats_of_codes<Floats>(const uint8_t* codes) {
+#if defined(__AVX512F__)
+  const __m128i u8x16 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+  return Floats(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(u8x16)));
+#elif defined(__AVX2__)
+  const __m128i u8x8 = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
+  return Floats(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(u8x8)));
+#else
+  uint8_t four[4];
+  std::memcpy(four, codes, 4);
+  const Integers i32x4 = {four[0], four[1], four[2], four[3]};
+  return to_floats(i32x4);
+#endif
+}
+
+// Floats that are 0 to 255, cut to codes: `count` registers of them.
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const float* v, int count) {
+  for (int i = 0; i < count; ++i) to[i] = uint8_t(int32_t(v[i]));
+}
+#if defined(__AVX512F__)
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Floats* v, int count) {
+  for (int i = 0; i < count; ++i) store_as(to + 16 * i, _mm512_cvtusepi32_epi8(_mm512_cvttps_epi32(__m512(v[i]))));
+}
+#elif defined(__AVX2__)
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Floats* v, int count) {
+  const auto integers = [&](int i) { return _mm256_cvttps_epi32(__m256(v[i])); };
+  int i = 0;
+  for (; i + 4 <= count; i += 4) {  // packs work inside 128-bit lanes: dwords 0, 4, 1, 5, 2, 6, 3, 7
+    const __m256i low = _mm256_packs_epi32(integers(i), integers(i + 1));
+    const __m256i high = _mm256_packs_epi32(integers(i + 2), integers(i + 3));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    store_as(to + 8 * i, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+  }
+  for (; i < count; ++i) {
+    const __m256i one = integers(i);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(one), _mm256_extracti128_si256(one, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 8 * i), _mm_packus_epi16(words, words));
+  }
+}
+#elif defined(__aarch64__)
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Floats* v, int count) {
+  const auto words = [&](int i) { return vmovn_u32(vcvtq_u32_f32(float32x4_t(v[i]))); };
+  int i = 0;
+  for (; i + 2 <= count; i += 2) vst1_u8(to + 4 * i, vmovn_u16(vcombine_u16(words(i), words(i + 1))));
+  for (; i < count; ++i) {
+    const uint8x8_t eight = vmovn_u16(vcombine_u16(words(i), words(i)));
+    const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(eight), 0);
+    std::memcpy(to + 4 * i, &four, 4);
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace soniq
