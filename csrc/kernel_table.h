@@ -51,7 +51,7 @@ struct CodeSink : CodeRows {
   uint8_t* codes;             // row 0
   const float *r, *z, *cmax;  // [cols], the quantizer
 };
-constexpr int kMaxSinks = 2;
+constexpr int kMaxSinks = 4;
 
 enum class Activation : int { none = 0, relu = 1, relu6 = 2, hardtanh = 3 };
 

@@ -269,7 +269,7 @@ def test_errors(rng):
     row, _, _ = tensor(rng, "mixed", (2, 5))
     floats = np.zeros((2, 4, 4, 5), F32)
     plan = packing.Plan.uniform(6, w_bits=1, a_bits=4)
-    outs = [(x.plan, 1.0)] * 3
+    outs = [(x.plan, 1.0)] * 5
     for error, words, call in [
         (ValueError, "same shape", lambda: ops.add(x, floats[:1])),
         (TypeError, "quantize one of them", lambda: ops.add(floats, floats)),
@@ -277,7 +277,7 @@ def test_errors(rng):
         (ValueError, "activation", lambda: ops.add(x, x, "gelu")),
         (ValueError, "6 channels", lambda: ops.add(x, x, out=(plan, 1.0))),
         (TypeError, "expected .plan, scale.", lambda: ops.add(x, x, out=plan)),
-        (ValueError, "2 of codes at most", lambda: ops.add(x, x, out=outs)),
+        (ValueError, "4 of codes at most", lambda: ops.add(x, x, out=outs)),
         (ValueError, "one at least", lambda: ops.add(x, x, out=[])),
         (ValueError, "NHWC", lambda: ops.max_pool2d(row, 2)),
         (TypeError, "expected Activations", lambda: ops.max_pool2d(floats, 2)),

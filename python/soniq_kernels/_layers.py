@@ -23,7 +23,7 @@ from soniq_kernels.plans import Plan
 from soniq_kernels.tensors import Codes
 from soniq_kernels.weights import PackedWeights
 
-MAX_SINKS = 2  # tensors of codes that one pass writes
+MAX_SINKS = 4  # tensors of codes that one pass writes
 _ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hardtanh": 3}
 
 
@@ -175,12 +175,11 @@ class Call:
         self._point("acc", acc)
         return acc
 
-    def results(self, outs: list[Codes | None]) -> list[Any]:
-        """Places for each of `outs`, which the call fills: the caller's tensors."""
-        tensors, results = new_results(self.shape, outs)
+    def results(self, tensors: list[Any]) -> None:
+        """Where the call writes: float32 arrays and Activations of its shape."""
+        results = results_in(tensors)
         self._keep.append(results)
         self.output.results = results
-        return tensors
 
     def scales(self) -> None:
         self._point("activation_scale", self.x.scale)
@@ -213,19 +212,19 @@ def codes_in(x: Activations, rows: int) -> _core.CodesIn:
     return _core.CodesIn(x.stored, x.plan.tensor_format(one), x.scale, max(1, rows // max(1, x.scale.size)))
 
 
-def new_results(shape: tuple[int, ...], outs: list[Codes | None]) -> tuple[list[Any], _core.Results]:
-    """Empty tensors of `shape`, and how the core fills them: float32 for None, Activations for codes."""
-    tensors: list[Any] = []
-    sinks, y = [], None
-    for out in outs:
-        if out is None:
-            y = np.empty(shape, np.float32) if y is None else y
-            tensors.append(y)
-        else:
-            stored = np.empty(shape, np.uint8)
-            sinks.append((stored, out.plan.tensor_format(out.scale)))
-            tensors.append(Activations(stored, out.plan, np.array(out.scale)))
-    return tensors, _core.Results(y, sinks)
+def new_tensors(shape: tuple[int, ...], outs: list[Codes | None]) -> list[Any]:
+    """Empty tensors of `shape`: float32 for None, Activations for codes."""
+    return [
+        np.empty(shape, np.float32) if out is None else Activations(np.empty(shape, np.uint8), out.plan, out.scale)
+        for out in outs
+    ]
+
+
+def results_in(tensors: list[Any]) -> _core.Results:
+    """How the core fills these tensors; only one of them may be float32."""
+    sinks = [(t.stored, t.plan.tensor_format(np.float32(t.scale))) for t in tensors if isinstance(t, Activations)]
+    floats = [t for t in tensors if not isinstance(t, Activations)]
+    return _core.Results(floats[0] if floats else None, sinks)
 
 
 def activation_of(activation: Any) -> tuple[int, float, float]:
@@ -250,12 +249,18 @@ def activation_of(activation: Any) -> tuple[int, float, float]:
 
 def finish(call: Call, geometry: _core.Geometry, residual: Any, activation: Any, out: Any, check_finite: bool) -> Any:
     """Runs the call with its epilogue: float32, Activations where `out` is (plan, scale), or a list of these."""
+    tensors = new_tensors(call.shape, outputs_of(out, call.shape[-1]))
+    prepare(call, residual, activation, tensors, check_finite)
+    call.run(geometry)
+    return tensors if isinstance(out, list) else tensors[0]
+
+
+def prepare(call: Call, residual: Any, activation: Any, tensors: list[Any], check_finite: bool) -> None:
+    """Everything that the epilogue of a call needs; it may then run any number of times on what its arrays hold."""
     call.scales()
     call.residual(residual, check_finite)
     call.activation(activation)
-    results = call.results(outputs_of(out, call.shape[-1]))
-    call.run(geometry)
-    return results if isinstance(out, list) else results[0]
+    call.results(tensors)
 
 
 def outputs_of(out: Any, channels: int) -> list[Codes | None]:
@@ -264,6 +269,8 @@ def outputs_of(out: Any, channels: int) -> list[Codes | None]:
         return [_output_codes(out, channels)]
     outs = [_output_codes(one, channels) for one in out]
     codes = sum(one is not None for one in outs)
+    if len(outs) - codes > 1:
+        raise ValueError("out lists float32 more than once; ask for it once")
     if not outs or codes > MAX_SINKS:
         raise ValueError(
             f"out lists {codes} tensors of codes and {len(outs)} tensors, expected one at least and {MAX_SINKS} of codes at most"

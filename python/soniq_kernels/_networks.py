@@ -1,19 +1,23 @@
-"""Files that hold one packed layer, or a whole network as `qat.save` writes it, read without torch. docs/format.md."""
+"""Files that hold one packed layer, or a whole network, read and written without torch. docs/format.md."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from soniq_kernels import packing
+from soniq_kernels import network, packing, tensors
 
-NETWORK = ("soniq_kernels.network", "1")  # format and version
+FORMAT = "soniq_kernels.network"
+LAYERS_ONLY, WITH_NODES = "1", "2"  # versions: layers alone, for a model that somebody has; and all that is computed
 
 
+# ---- layers ------------------------------------------------------------------------------------------------------------
 def load_layers(path: str | Path) -> dict[str, packing.PackedWeights]:
     """Every packed layer of a file by name; a file of one layer gives {"layer": it}.
 
@@ -21,14 +25,14 @@ def load_layers(path: str | Path) -> dict[str, packing.PackedWeights]:
         ValueError: what is wrong with the file, and in which layer. OSError: the file cannot be read.
     """
     metadata = _metadata(path)
-    if metadata.get("format") != NETWORK[0]:
+    if metadata.get("format") != FORMAT:
         return {"layer": packing.load(path)}
-    if metadata.get("version") != NETWORK[1]:
+    if metadata.get("version") not in (LAYERS_ONLY, WITH_NODES):
         raise ValueError(
-            f"{path} is a network of format version {metadata.get('version')!r}, this release reads version {NETWORK[1]}; "
-            f"install a matching release"
+            f"{path} is a network of format version {metadata.get('version')!r}, this release reads versions {LAYERS_ONLY} "
+            f"and {WITH_NODES}; install a matching release"
         )
-    names = _layer_names(metadata.get("network", ""), path)
+    names = list(_described(metadata, path)["layers"])
     layers = {}
     with safe_open(str(path), framework="np") as file:
         for name in names:
@@ -42,11 +46,16 @@ def load_layers(path: str | Path) -> dict[str, packing.PackedWeights]:
 def from_bytes(data: bytes) -> packing.PackedWeights:
     """The layer whose file has these bytes. Raises ValueError if they are no such file."""
     try:
-        tensors = safetensors.numpy.load(data)
+        parts = safetensors.numpy.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except SafetensorError as error:
         raise ValueError(f"these {len(data)} bytes are not packed weights: {error}") from None
-    return packing.from_tensors(tensors, header.get("__metadata__", {}))
+    return packing.from_tensors(parts, header.get("__metadata__", {}))
+
+
+def to_bytes(packed: packing.PackedWeights) -> bytes:
+    """The bytes that `packed.save` would write."""
+    return safetensors.numpy.save(*packed.to_tensors())
 
 
 def _metadata(path: str | Path) -> dict[str, str]:
@@ -59,11 +68,112 @@ def _metadata(path: str | Path) -> dict[str, str]:
         raise ValueError(f"{path} is no readable safetensors file: {error}; was it truncated?") from None
 
 
-def _layer_names(network: str, path: str | Path) -> list[str]:
+def _described(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
+    """The JSON of a network, which names at least one layer."""
     try:
-        layers: Any = json.loads(network)["layers"]
+        content: Any = json.loads(metadata.get("network", ""))
+        layers = content["layers"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: the network description is unusable: {type(error).__name__}: {error}") from None
     if not isinstance(layers, dict) or not layers:
         raise ValueError(f"{path}: the network description names no layers")
-    return list(layers)
+    return content
+
+
+# ---- networks ----------------------------------------------------------------------------------------------------------
+def describe_network(net: network.Network) -> dict[str, Any]:
+    """What a file says about a network beside its layers; JSON can carry it."""
+    return {
+        "inputs": list(net.inputs),
+        "outputs": list(net.outputs),
+        "layout": net.layout,
+        "tensors": {name: tensors.fields(codes) for name, codes in net.tensors.items()},
+        "nodes": [_node_fields(node) for node in net.nodes],
+    }
+
+
+def _node_fields(node: network.Node) -> dict[str, Any]:
+    return {"op": node.op, "inputs": list(node.inputs), "outputs": list(node.outputs)} | node.given(*network.ATTRIBUTES)
+
+
+def save_network(net: network.Network, path: str | Path) -> None:
+    """One file: its layers as complete files of one layer each, and the description in the header."""
+    text = json.dumps({"layers": {name: [] for name in net.layers}} | describe_network(net))
+    parts = {f"{name}.packed": np.frombuffer(to_bytes(packed), np.uint8) for name, packed in net.layers.items()}
+    metadata = {"format": FORMAT, "version": WITH_NODES, "network": text, "sha256": _digest(text)}
+    safetensors.numpy.save_file(parts, str(path), metadata)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_network(path: str | Path) -> network.Network:
+    """Reads a network of version 2; a file of layers alone is refused, since nothing says what to do with them."""
+    metadata = _metadata(path)
+    found = metadata.get("format"), metadata.get("version")
+    if found != (FORMAT, WITH_NODES):
+        raise ValueError(
+            f"{path} has format and version {found}, expected {(FORMAT, WITH_NODES)}, as Network.save writes; "
+            f"qat.load reads version {LAYERS_ONLY}"
+        )
+    if metadata.get("sha256") != _digest(metadata.get("network", "")):
+        raise ValueError(f"{path}: the network description does not match its checksum; the file was damaged or edited")
+    content = _described(metadata, path)
+    layers = load_layers(path)
+    try:
+        return _network(content, layers)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _network(content: dict[str, Any], layers: dict[str, packing.PackedWeights]) -> network.Network:
+    parts = {key: content.get(key) for key in ("nodes", "tensors", "inputs", "outputs", "layout")}
+    odd = set(content) - {"layers", "folded", *parts}
+    if odd:
+        raise ValueError(f"the network description has the unknown entries {sorted(odd)}")
+    if not isinstance(parts["tensors"], dict):
+        raise ValueError("the network description has no tensors, expected {name: description}")
+    return network.Network(
+        [_node(i, fields) for i, fields in enumerate(_list(parts["nodes"], "nodes"))],
+        layers,
+        {name: _tensor(name, fields) for name, fields in parts["tensors"].items()},
+        _names(parts["inputs"], "inputs"),
+        _names(parts["outputs"], "outputs"),
+        str(parts["layout"]),
+    )
+
+
+def _tensor(name: str, fields: Any) -> tensors.Codes | None:
+    try:
+        return tensors.of_fields(fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"tensor {name}: {error}") from None
+
+
+def _node(index: int, fields: Any) -> network.Node:
+    if not isinstance(fields, dict) or not {"op", "inputs", "outputs"} <= set(fields):
+        raise ValueError(f"node {index} is {fields!r}, expected op, inputs, outputs and attributes")
+    odd = set(fields) - {"op", "inputs", "outputs", *network.ATTRIBUTES}
+    if odd or not isinstance(fields["op"], str):
+        raise ValueError(f"node {index} has op {fields['op']!r} and the unknown entries {sorted(odd)}")
+    for name in ("layer", "residual"):
+        if not isinstance(fields.get(name), (str, type(None))):
+            raise ValueError(f"node {index}: {name} is {fields[name]!r}, expected a name")
+    given: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if name in network.ATTRIBUTES
+    }
+    inputs, outputs = (_names(fields[name], f"node {index}: {name}") for name in ("inputs", "outputs"))
+    return network.Node(fields["op"], inputs, outputs, **given)
+
+
+def _names(names: Any, what: str) -> tuple[str, ...]:
+    if not all(isinstance(name, str) for name in _list(names, what)):
+        raise ValueError(f"{what} is {names!r}, expected names")
+    return tuple(names)
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {value!r}, expected a list")
+    return value

@@ -9,6 +9,8 @@ net.save("network.safetensors")
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,31 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soniq_kernels import _arrays, conv, gemm, ops
+from soniq_kernels import _arrays, _core, planner
+from soniq_kernels._network_checks import ATTRIBUTES, LAYOUTS, OPS, check
+from soniq_kernels._programs import Program, kernels_of
 from soniq_kernels.activations import Activations
 from soniq_kernels.tensors import Codes
 from soniq_kernels.weights import PackedWeights
 
-__all__ = ["Network", "Node", "load_network"]
+__all__ = ["ATTRIBUTES", "LAYOUTS", "OPS", "Network", "Node", "Profile", "Row", "load_network"]
 
-LAYOUTS = ("NHWC", "NCHW")
-_PLACE = frozenset({"stride", "padding", "dilation"})
-_EPILOGUE = frozenset({"layer", "residual", "activation"})
-# op -> the attributes that it may have, besides its inputs and outputs
-OPS: dict[str, frozenset[str]] = {
-    "quantize": frozenset(),
-    "requantize": frozenset({"activation"}),
-    "relu": frozenset(),
-    "relu6": frozenset(),
-    "conv2d": _EPILOGUE | _PLACE,
-    "linear": _EPILOGUE,
-    "add": frozenset({"activation"}),
-    "max_pool2d": frozenset({"kernel", "stride", "padding"}),
-    "avg_pool2d": frozenset({"kernel", "stride"}),
-    "global_avg_pool": frozenset(),
-    "flatten": frozenset(),
-    "concat": frozenset(),
-}
+KEPT_PROGRAMS = 4  # shapes of input that stay ready
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ class Node:
         layer: the packed layer of a conv2d or linear.
         residual: a tensor that its epilogue adds.
         activation: None, "relu", "relu6" or ("hardtanh", low, high).
-        stride, padding, dilation, kernel: as in conv.conv2d and ops.max_pool2d; None is their default.
+        kernel, stride, padding, dilation: as in conv.conv2d and ops.max_pool2d; None is their default.
     """
 
     op: str
@@ -78,6 +65,56 @@ class Node:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+@dataclass(frozen=True)
+class Row:
+    """One node of a profile.
+
+    Attributes:
+        node, shape: and the shape of its first result. kernel: of its layer, "" where there is none.
+        seconds: the median of the runs, None without profile. products: multiplications of codes.
+        estimate: seconds that the planner's costs promise for its products on one thread, None without a layer.
+    """
+
+    node: Node
+    shape: tuple[int, ...]
+    kernel: str
+    products: int
+    seconds: float | None
+    estimate: float | None
+
+    @property
+    def share(self) -> float | None:
+        """Of what the planner's costs promise: 1 is as fast as the kernel alone was measured."""
+        return None if not self.seconds or self.estimate is None else self.estimate / self.seconds
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a network runs, node by node. str() is a table.
+
+    Attributes:
+        rows: one a node. nbytes: of all tensors between nodes together.
+    """
+
+    rows: tuple[Row, ...]
+    nbytes: int
+
+    def __str__(self) -> str:
+        timed = any(row.seconds is not None for row in self.rows)
+        total = sum(row.seconds or 0 for row in self.rows)
+        lines = [
+            f"{len(self.rows)} nodes, {self.nbytes:,} bytes of tensors" + (f", {total * 1e3:.3f} ms" if timed else "")
+        ]
+        for row in self.rows:
+            words = f"{row.node.op:16}{row.node.layer or '':24}{' x '.join(map(str, row.shape)):20}"
+            if row.seconds is not None:
+                words += f"{row.seconds * 1e6:9.1f} us{row.seconds / total:7.1%}"
+                rate = f"{row.products / row.seconds / 1e9:8.1f} GMAC/s" if row.products else " " * 15
+                words += rate + (f"{row.share:6.0%} of the costs' " if row.share else " " * 19)
+            lines.append((words + row.kernel).rstrip())
+        return "\n".join(lines)
+
+
 class Network:
     """A list of nodes, the packed layers they use, and what each tensor between them is.
 
@@ -86,7 +123,7 @@ class Network:
         layers: packed weights by name.
         tensors: by name, `tensors.Codes(plan, scale)` (or the pair) for codes, None for float32; of every tensor.
         inputs, outputs: names of tensors. An input that is codes takes uint8 in the original order of channels, such as images.
-        layout: of the float32 and uint8 images that `run` takes and gives: "NHWC" or "NCHW".
+        layout: of the images that `run` takes and gives: "NHWC" or "NCHW".
 
     Raises:
         ValueError: what does not fit, and at which node.
@@ -105,61 +142,103 @@ class Network:
         self.layers = dict(layers)
         self.tensors = {name: None if t is None else Codes(t[0], np.float32(t[1])) for name, t in tensors.items()}
         self.inputs, self.outputs, self.layout = tuple(inputs), tuple(outputs), layout
+        check(self)
+        self._programs: dict[Any, Program] = {}
+        self._lock = threading.Lock()
 
+    # ---- running ---------------------------------------------------------------------------------------------------
     def run(self, *x: Any) -> Any:
-        """The outputs (one array, or a tuple if there are several) of the inputs: float32 or uint8 images, or rows."""
-        values = {name: self._entered(name, one) for name, one in zip(self.inputs, x, strict=True)}
-        for node in self.nodes:
-            results = self._execute(node, [values[name] for name in node.inputs], values.get(node.residual or ""))
-            values.update(zip(node.outputs, results, strict=True))
-        results = [self._left(values[name]) for name in self.outputs]
-        return results[0] if len(results) == 1 else tuple(results)
+        """The outputs (one array, or a tuple if there are several) of the inputs.
+
+        Args:
+            x: one for each input: float32 images of the network's layout or rows; uint8 codes where the input is codes.
+
+        Returns:
+            float32, or uint8 codes in the original order of channels; images of the network's layout.
+
+        Raises:
+            ValueError: inputs of another number, shape or dtype; NaN or infinity in what becomes codes.
+        """
+        values = self._values(x)
+        outputs = [self._leaving(y) for y in self._program(values).run(values)]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     __call__ = run
 
-    def save(self, path: str | Path) -> None:
-        """Writes the network as one safetensors file that `load_network` reads. docs/format.md."""
-        raise NotImplementedError
+    def explain(self, *x: Any, profile: bool = False, runs: int = 10) -> Profile:
+        """Which kernel runs each node for such inputs; with `profile` also how long it takes, the median of `runs`."""
+        values = self._values(x)
+        program = self._program(values)
+        seconds: list[list[float]] = [[] for _ in program.steps]
+        for _ in range(1 + runs if profile else 0):
+            self._time(program, values, seconds)
+        rows = [
+            Row(
+                step.node, step.shape, kernels_of(step), step.products,
+                float(np.median(times[1:])) if profile else None, _estimate(step),
+            )
+            for step, times in zip(program.steps, seconds, strict=True)
+        ]  # fmt: skip
+        return Profile(tuple(rows), program.nbytes)
 
-    def _entered(self, name: str, x: Any) -> Any:
+    def _time(self, program: Program, values: Sequence[Any], seconds: list[list[float]]) -> None:
+        with program.entered(values):
+            for step, times in zip(program.steps, seconds, strict=True):
+                began = time.perf_counter()
+                step.run()
+                times.append(time.perf_counter() - began)
+
+    def _program(self, values: Sequence[Any]) -> Program:
+        """The network made ready for these shapes on the active tier."""
+        key = tuple(value.shape for value in values), _core.active_tier(), id(planner.settings)
+        with self._lock:
+            program = self._programs.pop(key, None) or Program(self, [value.shape for value in values])
+            self._programs[key] = program  # the last one used is the last one to go
+            while len(self._programs) > KEPT_PROGRAMS:
+                del self._programs[next(iter(self._programs))]
+        return program
+
+    def _values(self, x: Sequence[Any]) -> list[Any]:
+        if len(x) != len(self.inputs):
+            raise ValueError(f"the network takes {len(self.inputs)} inputs {list(self.inputs)}, got {len(x)}")
+        return [self._entering(name, one) for name, one in zip(self.inputs, x, strict=True)]
+
+    def _entering(self, name: str, x: Any) -> Any:
+        codes = self.tensors[name]
+        if isinstance(x, Activations) and codes is not None:
+            if not x.plan.same_activations(codes.plan) or x.scale.ndim or x.scale != codes.scale:
+                raise ValueError(f"{name} is {x}, expected codes of {codes}")
+            return x
         array = _arrays.as_numpy(x, name)
+        if array.ndim == 0:
+            raise ValueError(f"{name} has no axis; expected rows or images")
         if self.layout == "NCHW" and array.ndim == 4:
             array = array.transpose(0, 2, 3, 1)
-        codes = self.tensors[name]
         return _arrays.floats(array, name) if codes is None else Activations.from_codes(array, *codes)
 
-    def _left(self, y: Any) -> NDArray[Any]:
+    def _leaving(self, y: Any) -> NDArray[Any]:
         array = y.codes() if isinstance(y, Activations) else y
         return array.transpose(0, 3, 1, 2) if self.layout == "NCHW" and array.ndim == 4 else array
 
-    def _execute(self, node: Node, x: list[Any], residual: Any) -> list[Any]:
-        outs = [self.tensors[name] for name in node.outputs]
-        epilogue = {"residual": residual, "activation": node.activation, "out": outs}
-        match node.op:
-            case "quantize":
-                return [ops.quantize(x[0], *out) for out in outs if out is not None]
-            case "conv2d":
-                place = node.given("stride", "padding", "dilation")
-                return conv.conv2d(x[0], self.layers[node.layer or ""], **place, **epilogue)
-            case "linear":
-                return gemm.linear(x[0], self.layers[node.layer or ""], **epilogue)
-            case "add":
-                return ops.add(x[0], x[1], node.activation, outs)
-            case "requantize":
-                return ops.requantize(x[0], outs, node.activation)
-            case "relu" | "relu6":
-                return ops.requantize(x[0], outs, node.op)
-            case "max_pool2d":
-                return [ops.max_pool2d(x[0], **node.given("kernel", "stride", "padding"))]
-            case "avg_pool2d":
-                return ops.avg_pool2d(x[0], **node.given("kernel", "stride"), out=outs)
-            case "global_avg_pool":
-                return ops.global_avg_pool(x[0], outs)
-            case "flatten":
-                return [ops.flatten(x[0])]
-            case "concat":
-                return ops.concat(x, outs)
-        raise ValueError(f"op {node.op!r} is unknown, expected one of {', '.join(OPS)}")
+    # ---- files -----------------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> None:
+        """Writes the network as one safetensors file that `load_network` reads. docs/format.md."""
+        from soniq_kernels import _networks
+
+        _networks.save_network(self, path)
+
+    def __repr__(self) -> str:
+        return (
+            f"Network({len(self.nodes)} nodes, {len(self.layers)} layers, {list(self.inputs)} -> {list(self.outputs)})"
+        )
+
+
+def _estimate(step: Any) -> float | None:
+    if step.call is None:
+        return None
+    choices = step.call.packed.choices(step.call.rows)
+    groups = step.call.packed.groups
+    return sum(choice.ns for choice in choices) * groups * 1e-9 if choices else None
 
 
 def load_network(path: str | Path) -> Network:
@@ -168,4 +247,6 @@ def load_network(path: str | Path) -> Network:
     Raises:
         ValueError: what is wrong with the file, and at which node. OSError: the file cannot be read.
     """
-    raise NotImplementedError
+    from soniq_kernels import _networks
+
+    return _networks.load_network(path)

@@ -4,20 +4,20 @@ y = ops.add(a, b, activation="relu", out=(plan, scale))     # a, b: Activations,
 p = ops.max_pool2d(y, 3, stride=2, padding=1)               # exact: codes of one channel order as their values do
 
 `out` is None for float32, (plan, scale) for codes, or a list of these, all written in one pass; a list gives a list. At most
-two of a list are codes. Channels are the last axis of every tensor.
+four of a list are codes. Channels are the last axis of every tensor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _arrays, _core
-from soniq_kernels._layers import activation_of, codes_in, new_results, outputs_of
+from soniq_kernels._layers import activation_of, codes_in, new_tensors, outputs_of, results_in
 from soniq_kernels.activations import Activations, quantize_activations, require_finite
 from soniq_kernels.conv import _four, _geometry, _two
 from soniq_kernels.plans import Plan
@@ -67,29 +67,30 @@ def dequantize(x: Activations) -> NDArray[np.float32]:
 
 
 def _combined(a: Any, b: Any, activation: Any, out: Any) -> Any:
-    outs = outputs_of(out, a.shape[-1])
-    tensors, results = new_results(a.shape, outs)
-    _run_combine(a, b, activation, results)
+    tensors = new_tensors(a.shape, outputs_of(out, a.shape[-1]))
+    combine_task(a, b, activation, tensors)()
     return tensors if isinstance(out, list) else tensors[0]
 
 
-def _run_combine(
-    a: Any, b: Any, activation: Any, results: _core.Results, first: int = 0, channels: int | None = None
-) -> None:
-    """`first`: the channel of the results, which have `channels`, that is the operands' first."""
+def combine_task(a: Any, b: Any, activation: Any, tensors: list[Any], first: int = 0) -> Callable[[], None]:
+    """activation(a + b), or activation(a), into `tensors`, from their channel `first` on, as often as it is called."""
     task = _core.CombineTask()
     task.rows, task.channels = math.prod(a.shape[:-1]), a.shape[-1]
-    task.first, task.result_channels = first, task.channels if channels is None else channels
+    task.first, task.result_channels = first, tensors[0].shape[-1]
     task.activation, task.lo, task.hi = activation_of(activation)
-    task.results = results
-    keep = []
+    results = results_in(tensors)
+    task.results, keep = results, [results, tensors, a, b]
     for name, operand in zip("ab", (a, b), strict=True):
         if isinstance(operand, Activations):
             keep.append(codes_in(operand, task.rows))
             setattr(task, name, keep[-1])
         elif operand is not None:
             task.x = operand
-    _core.combine(_core.active_tier(), task)
+
+    def run(alive: object = keep) -> None:  # the core has pointers only
+        _core.combine(_core.active_tier(), task)
+
+    return run
 
 
 # ---- pooling ---------------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def max_pool2d(x: Activations, kernel: Any, stride: Any = None, padding: Any = 0
         kernel, stride: int or (height, width); stride None is the kernel.
         padding: int, (height, width) or (top, bottom, left, right), each less than the kernel: no window is empty.
     """
-    task, shape = _windows(x, kernel, stride, padding)
+    task, shape = pool_task(x, kernel, stride, padding)
     stored = np.empty(shape, np.uint8)
     _core.max_pool(_core.active_tier(), task, x.stored, stored)
     return Activations(stored, x.plan, x.scale)
@@ -112,15 +113,20 @@ def avg_pool2d(x: Activations, kernel: Any, stride: Any = None, out: Any = None)
     Args:
         kernel, stride: int or (height, width); stride None is the kernel. out: as in `add`.
     """
-    task, shape = _windows(x, kernel, stride, 0)
-    largest = max(s.a.max_magnitude for s in x.plan.segments) * task.kernel_h * task.kernel_w
+    task, shape = pool_task(x, kernel, stride, 0)
+    require_sums_fit(x.plan, task)
+    tensors = new_tensors(shape, outputs_of(out, shape[-1]))
+    _core.avg_pool(_core.active_tier(), task, codes_in(x, x.shape[0]), results_in(tensors))
+    return tensors if isinstance(out, list) else tensors[0]
+
+
+def require_sums_fit(plan: Plan, task: _core.PoolTask) -> None:
+    """Raises ValueError where the levels of a window could leave int32."""
+    largest = max(s.a.max_magnitude for s in plan.segments) * task.kernel_h * task.kernel_w
     if largest > MOST_LEVELS:
         raise ValueError(
-            f"a window of {task.kernel_h} x {task.kernel_w} could sum to {largest}, more than an int32; pool in two steps"
+            f"a window of {task.kernel_h} x {task.kernel_w} could sum to {largest}, more than an int32 holds; pool in two steps"
         )
-    tensors, results = new_results(shape, outputs_of(out, shape[-1]))
-    _core.avg_pool(_core.active_tier(), task, codes_in(x, x.shape[0]), results)
-    return tensors if isinstance(out, list) else tensors[0]
 
 
 def global_avg_pool(x: Activations, out: Any = None) -> Any:
@@ -129,20 +135,26 @@ def global_avg_pool(x: Activations, out: Any = None) -> Any:
     return avg_pool2d(x, x.shape[1:3], out=out)
 
 
-def _windows(x: Any, kernel: Any, stride: Any, padding: Any) -> tuple[_core.PoolTask, tuple[int, ...]]:
-    """The task, and the shape of the result."""
+def pool_task(x: Any, kernel: Any, stride: Any, padding: Any) -> tuple[_core.PoolTask, tuple[int, ...]]:
+    """The windows of a pooling of `x`, and the shape of its result."""
     _require_image(x)
-    size = _two(kernel, "kernel", 1)
-    pads = _four(padding)
-    if 0 in x.shape[1:3]:
-        raise ValueError(f"x has shape {x.shape}, images without a pixel; there is nothing to pool")
+    return pool_task_of(x.shape, kernel, stride, padding)
+
+
+def pool_task_of(
+    shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any
+) -> tuple[_core.PoolTask, tuple[int, ...]]:
+    """`pool_task` of images of this shape. With padding less than the kernel no window is empty."""
+    size, pads = _two(kernel, "kernel", 1), _four(padding)
+    if 0 in shape[1:3]:
+        raise ValueError(f"x has shape {shape}, images without a pixel; there is nothing to pool")
     if max(pads[:2]) >= size[0] or max(pads[2:]) >= size[1]:
         raise ValueError(
             f"padding is {pads} and the kernel {size}; padding must be less than the kernel, or a window is empty"
         )
     task = _core.PoolTask()
-    geometry = _geometry(x.shape, size, size if stride is None else stride, pads, 1)
-    task.geometry, (task.kernel_h, task.kernel_w), task.channels = geometry, size, x.shape[-1]
+    geometry = _geometry(shape, size, size if stride is None else stride, pads, 1)
+    task.geometry, (task.kernel_h, task.kernel_w), task.channels = geometry, size, shape[-1]
     return task, (geometry.batch, geometry.out_h, geometry.out_w, task.channels)
 
 
@@ -163,7 +175,8 @@ def flatten(x: Activations) -> Activations:
     _require_image(x)
     batch, height, width, channels = x.shape
     pixels = x.stored.reshape(batch, height * width, channels)
-    parts = [part.reshape(batch, -1) for part in np.split(pixels, x.plan.first_channels[1:], axis=-1)]
+    split = np.split(pixels, x.plan.first_channels[1:], axis=-1)
+    parts = [part.reshape(batch, height * width * part.shape[-1]) for part in split]
     return Activations(
         parts[0] if len(parts) == 1 else np.concatenate(parts, -1), flattened(x.plan, height * width), x.scale
     )
@@ -194,10 +207,10 @@ def concat(xs: Sequence[Activations], out: Any = None) -> Any:
     if out is None:
         return _concat_codes(xs)
     shape = (*xs[0].shape[:-1], sum(x.shape[-1] for x in xs))
-    tensors, results = new_results(shape, outputs_of(out, shape[-1]))
+    tensors = new_tensors(shape, outputs_of(out, shape[-1]))
     first = 0
     for x in xs:
-        _run_combine(x, None, None, results, first, shape[-1])
+        combine_task(x, None, None, tensors, first)()
         first += x.shape[-1]
     return tensors if isinstance(out, list) else tensors[0]
 

@@ -136,7 +136,7 @@ def _scale(text: Any) -> np.float32:
         value = float.fromhex(text)
     except (ValueError, OverflowError):
         raise ValueError(f"scale is {text!r}, expected a hexadecimal float as text") from None
-    if not MIN_SCALE <= value <= MAX_SCALE or float(np.float32(value)) != value:
+    if not float(MIN_SCALE) <= value <= float(MAX_SCALE) or float(np.float32(value)) != value:
         raise ValueError(f"scale is {text!r}, expected a float32 in [2**-100, 2**100]")
     return np.float32(value)
 

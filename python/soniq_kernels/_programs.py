@@ -1,0 +1,307 @@
+"""A network made ready for inputs of one shape: every tensor has its place in one block of memory, every call its pointers.
+
+A tensor's place is free again after its last reader, so the block is as large as what lives at one time. Running is then a list
+of calls into the core, a few microseconds of Python each.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from soniq_kernels import _core, conv, gemm, ops
+from soniq_kernels._layers import Call, codes_in, explain_rows, prepare, results_in
+from soniq_kernels._network_checks import in_words
+from soniq_kernels.activations import Activations, refuse_not_finite
+from soniq_kernels.tensors import Codes
+
+if TYPE_CHECKING:
+    from soniq_kernels.network import Network, Node
+
+Shape = tuple[int, ...]
+ALIGNMENT = 64
+MOST_VALUES = 2**33  # of a tensor: more is a mistake, or a file that means harm
+
+
+class Step(NamedTuple):
+    """One node, ready to run, and what is known about it."""
+
+    node: Node
+    run: Callable[[], object]
+    shape: Shape  # of its first result
+    products: int  # multiplications of codes, 0 where there is no layer
+    call: Call | None
+
+
+class Program:
+    """A network for inputs of these shapes on the active tier.
+
+    Attributes:
+        steps: in order. nbytes: of all tensors together.
+    """
+
+    def __init__(self, net: Network, shapes: Sequence[Shape]) -> None:
+        self._lock = threading.Lock()  # tensors are shared by all runs
+        self._net = net
+        self._shapes: dict[str, Shape] = dict(zip(net.inputs, shapes, strict=True))
+        geometry = [self._infer(i, node) for i, node in enumerate(net.nodes)]
+        self._places, self.nbytes = _places(net, self._shapes)
+        self._block = np.empty(self.nbytes + ALIGNMENT, np.uint8)
+        self._base = -self._block.ctypes.data % ALIGNMENT
+        self._tensors: dict[str, Any] = {}
+        self.steps = [self._bind(i, node, geometry[i]) for i, node in enumerate(net.nodes)]
+
+    def run(self, values: Sequence[Any]) -> list[Any]:
+        """The outputs, as copies, of the inputs: contiguous float32 arrays and Activations."""
+        with self.entered(values):
+            for step in self.steps:
+                step.run()
+            return [_copy(self._tensor(name)) for name in self._net.outputs]
+
+    @contextmanager
+    def entered(self, values: Sequence[Any]) -> Iterator[None]:
+        """The inputs are in their places, and nobody else runs the program, until the end of the block."""
+        with self._lock:
+            for name, value in zip(self._net.inputs, values, strict=True):
+                tensor = self._tensor(name)
+                if isinstance(tensor, Activations):
+                    np.copyto(tensor.stored, value.stored)
+                else:
+                    np.copyto(tensor, value)
+            yield
+
+    def _tensor(self, name: str) -> Any:
+        """The tensor in its place."""
+        if name not in self._tensors:
+            shape, codes = self._shapes[name], self._net.tensors[name]
+            begin = self._base + self._places[name]
+            raw = self._block[begin : begin + _bytes(shape, codes)]
+            if codes is None:
+                self._tensors[name] = raw.view(np.float32).reshape(shape)
+            else:
+                self._tensors[name] = Activations(raw.reshape(shape), codes.plan, codes.scale)
+        return self._tensors[name]
+
+    # ---- shapes ----------------------------------------------------------------------------------------------------
+    def _infer(self, index: int, node: Node) -> Any:
+        """Sets the shapes of what the node writes; what its kernel has to know of places in the image."""
+        try:
+            shape, geometry = _SHAPES.get(node.op, _same_shape)(self._net, node, [self._shapes[n] for n in node.inputs])
+            for name in node.outputs:
+                codes = self._net.tensors[name]
+                if codes is not None and codes.plan.channels != shape[-1]:
+                    raise ValueError(f"{name} is of shape {shape} and described with {codes.plan.channels} channels")
+                self._shapes[name] = shape
+            if node.residual is not None and self._shapes[node.residual] != shape:
+                raise ValueError(f"residual has shape {self._shapes[node.residual]}, expected {shape}")
+            if math.prod(shape) > MOST_VALUES:
+                raise ValueError(f"its result would have shape {shape}, more than {MOST_VALUES} values")
+            return geometry
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{in_words(index, node)}: {error}") from None
+
+    # ---- calls -----------------------------------------------------------------------------------------------------
+    def _bind(self, index: int, node: Node, geometry: Any) -> Step:
+        x, y = [self._tensor(name) for name in node.inputs], [self._tensor(name) for name in node.outputs]
+        shape = self._shapes[node.outputs[0]]
+        if node.op not in ("conv2d", "linear"):
+            return Step(node, _BINDINGS[node.op](node, x, y, geometry), shape, 0, None)
+        packed = self._net.layers[node.layer or ""]
+        products = math.prod(shape[:-1]) * math.prod(packed.shape)
+        residual = None if node.residual is None else self._tensor(node.residual)
+
+        def ready() -> Call:
+            call = Call(gemm.operand(x[0], packed, check_finite=True), packed, shape)
+            prepare(call, residual, node.activation, y, check_finite=False)
+            return call
+
+        if not isinstance(x[0], Activations):  # its scales may depend on what it holds
+            return Step(node, lambda: ready().run(geometry), shape, products, None)
+        call = ready()
+        return Step(node, lambda: call.run(geometry), shape, products, call)
+
+
+# ---- shapes ------------------------------------------------------------------------------------------------------------
+def _same_shape(net: Network, node: Node, x: list[Shape]) -> tuple[Shape, Any]:
+    if any(shape != x[0] for shape in x):
+        raise ValueError(f"its inputs have the shapes {x}, expected the same")
+    return x[0], None
+
+
+def _conv_shape(net: Network, node: Node, x: list[Shape]) -> tuple[Shape, Any]:
+    _require_image(x[0])
+    packed = net.layers[node.layer or ""]
+    _require_channels(x[0], packed.plan.channels)
+    place = {"stride": 1, "padding": 0, "dilation": 1} | node.given("stride", "padding", "dilation")
+    g = conv._geometry(x[0], packed.kernel_size, place["stride"], place["padding"], place["dilation"])
+    return (x[0][0], g.out_h, g.out_w, packed.out_channels), g
+
+
+def _linear_shape(net: Network, node: Node, x: list[Shape]) -> tuple[Shape, Any]:
+    packed = net.layers[node.layer or ""]
+    _require_channels(x[0], packed.plan.channels)
+    geometry = _core.Geometry()
+    geometry.batch = math.prod(x[0][:-1])
+    return (*x[0][:-1], packed.out_channels), geometry
+
+
+def _pool_shape(net: Network, node: Node, x: list[Shape]) -> tuple[Shape, Any]:
+    _require_image(x[0])
+    codes = net.tensors[node.inputs[0]]
+    assert codes is not None  # checked
+    kernel = x[0][1:3] if node.op == "global_avg_pool" else node.kernel
+    padding = 0 if node.padding is None else node.padding
+    task, shape = ops.pool_task_of(x[0], kernel, node.stride, padding)
+    if node.op != "max_pool2d":
+        ops.require_sums_fit(codes.plan, task)
+    return shape, task
+
+
+def _flat_shape(net: Network, node: Node, x: list[Shape]) -> tuple[Shape, Any]:
+    return (x[0][0], math.prod(x[0][1:])), None
+
+
+def _concat_shape(net: Network, node: Node, x: list[Shape]) -> tuple[Shape, Any]:
+    if any(shape[:-1] != x[0][:-1] for shape in x):
+        raise ValueError(f"its inputs have the shapes {x}, which may differ in their channels only")
+    return (*x[0][:-1], sum(shape[-1] for shape in x)), None
+
+
+_SHAPES: dict[str, Any] = {
+    "conv2d": _conv_shape,
+    "linear": _linear_shape,
+    "max_pool2d": _pool_shape,
+    "avg_pool2d": _pool_shape,
+    "global_avg_pool": _pool_shape,
+    "flatten": _flat_shape,
+    "concat": _concat_shape,
+}
+
+
+def _require_image(shape: Shape) -> None:
+    if len(shape) != 4:
+        raise ValueError(f"its input has shape {shape}, expected an image [batch, height, width, channels]")
+
+
+def _require_channels(shape: Shape, channels: int) -> None:
+    if shape[-1] != channels:
+        raise ValueError(f"its input has {shape[-1]} channels (shape {shape}), its layer {channels}")
+
+
+# ---- calls -------------------------------------------------------------------------------------------------------------
+Binding = Callable[[], object]
+
+
+def _quantize(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
+    def run() -> None:
+        for tensor in y:
+            quantizer = tensor.plan.quantizer
+            if not _core.quantize(_core.active_tier(), quantizer, x[0], tensor.scale, tensor.stored):
+                refuse_not_finite(x[0], node.inputs[0])
+
+    return run
+
+
+def _requantize(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
+    return ops.combine_task(x[0], None, node.op if node.op in ("relu", "relu6") else node.activation, y)
+
+
+def _add(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
+    return ops.combine_task(x[0], x[1], node.activation, y)
+
+
+def _max_pool(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
+    return lambda: _core.max_pool(_core.active_tier(), geometry, x[0].stored, y[0].stored)
+
+
+def _avg_pool(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
+    codes, results = codes_in(x[0], x[0].shape[0]), results_in(y)
+    return lambda: _core.avg_pool(_core.active_tier(), geometry, codes, results)
+
+
+def _flatten(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
+    if not isinstance(x[0], Activations):
+        return lambda: np.copyto(y[0], x[0].reshape(y[0].shape))
+    plan = x[0].plan
+    batch, *size, channels = x[0].shape
+    pixels = x[0].stored.reshape(batch, math.prod(size), channels)
+    moves, first = [], 0
+    for part in np.split(pixels, plan.first_channels[1:], axis=-1):
+        columns = part.shape[1] * part.shape[2]
+        moves.append((y[0].stored[:, first : first + columns].reshape(part.shape), part))
+        first += columns
+
+    def run() -> None:
+        for to, part in moves:
+            np.copyto(to, part)
+
+    return run
+
+
+def _concat(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
+    firsts = np.cumsum([0, *(part.shape[-1] for part in x)])
+    tasks = [ops.combine_task(part, None, None, y, int(first)) for part, first in zip(x, firsts[:-1], strict=True)]
+    return lambda: [task() for task in tasks]
+
+
+_BINDINGS: dict[str, Callable[[Node, list[Any], list[Any], Any], Binding]] = {
+    "quantize": _quantize,
+    "requantize": _requantize,
+    "relu": _requantize,
+    "relu6": _requantize,
+    "add": _add,
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "global_avg_pool": _avg_pool,
+    "flatten": _flatten,
+    "concat": _concat,
+}
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------------
+def _bytes(shape: Shape, codes: Codes | None) -> int:
+    return math.prod(shape) * (4 if codes is None else 1)
+
+
+def _places(net: Network, shapes: Mapping[str, Shape]) -> tuple[dict[str, int], int]:
+    """(where each tensor begins, bytes of all): large tensors first, each at the lowest place that is free while it lives."""
+    lives = _lifetimes(net)
+    size = {name: -(-_bytes(shape, net.tensors[name]) // ALIGNMENT) * ALIGNMENT for name, shape in shapes.items()}
+    places: dict[str, int] = {}
+    for name in sorted(shapes, key=lambda n: (-size[n], lives[n])):
+        begin, end = lives[name]
+        taken = sorted((places[o], places[o] + size[o]) for o in places if lives[o][0] <= end and begin <= lives[o][1])
+        at = 0
+        for start, stop in taken:
+            if at + size[name] <= start:
+                break
+            at = max(at, stop)
+        places[name] = at
+    return places, max((places[n] + size[n] for n in places), default=0)
+
+
+def _lifetimes(net: Network) -> dict[str, tuple[int, int]]:
+    """(the node that writes it, the last one that reads it); inputs are there before the first, outputs after the last."""
+    lives = dict.fromkeys(net.inputs, (-1, -1))
+    for index, node in enumerate(net.nodes):
+        lives |= {name: (lives[name][0], index) for name in node.reads}
+        lives |= dict.fromkeys(node.outputs, (index, index))
+    return lives | {name: (lives[name][0], len(net.nodes)) for name in net.outputs}
+
+
+def _copy(tensor: Any) -> Any:
+    if isinstance(tensor, Activations):
+        return Activations(tensor.stored.copy(), tensor.plan, tensor.scale)
+    return tensor.copy()
+
+
+def kernels_of(step: Step) -> str:
+    """Which kernels a step runs, in words."""
+    if step.call is None:
+        return ""
+    return explain_rows(step.call.x, step.call.packed, step.call.rows).kernel
