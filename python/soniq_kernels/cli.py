@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+
 try:
     import typer
     from rich.console import Console
@@ -27,6 +29,7 @@ import soniq_kernels
 from soniq_kernels import _calibrate, _core, _costs, isa, planner
 from soniq_kernels._checks import check_layer
 from soniq_kernels._networks import load_layers
+from soniq_kernels.network import load_network
 
 app = typer.Typer(
     help="Low-bit kernels: what this machine can run and how fast, and whether a saved model is right on it.",
@@ -254,6 +257,37 @@ def tune(
         print(json.dumps(table, indent=1))
     else:
         _console().print(f"wrote {path}: from now on the GPU kernels are chosen by it on {name}", highlight=False)
+
+
+# ---- soniq run -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="A network saved by soniq_kernels.", exists=True, dir_okay=False)],
+    shape: Annotated[
+        str, typer.Option(help="Of the input, as 1,224,224,3; in the layout that the network has.")
+    ] = "1,224,224,3",
+    profile: Annotated[bool, typer.Option("--profile", help="How long every node takes.")] = False,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of which the profile is the median.")] = 20,
+) -> None:
+    """Run a saved network on random input, and show which kernel serves each node."""
+    try:
+        net = load_network(file)
+        sizes = [int(size) for size in shape.split(",")]
+        inputs = [_random_input(net.tensors[name], sizes) for name in net.inputs]
+        found = net.explain(*inputs, profile=profile, runs=runs)
+    except ValueError as wrong:
+        _console().print(f"[bold red]FAIL[/] {wrong}", highlight=False)
+        raise typer.Exit(1) from None
+    print(found)
+
+
+def _random_input(codes: Any, sizes: list[int]) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if codes is None:
+        return rng.standard_normal(sizes, dtype=np.float32)
+    return rng.integers(0, 1 + min(s.a.cmax for s in codes.plan.segments), sizes, np.uint8)
 
 
 # ---- soniq verify ----------------------------------------------------------------------------------------------------
