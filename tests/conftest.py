@@ -30,7 +30,7 @@ from soniq_kernels import isa
 LAST = "test_kernel_coverage.py"
 # The coverage test judges the process it runs in, so these files must have run before it, whole.
 KERNEL_FILES = {
-    "test_gemm.py", "test_families.py", "test_conv2d.py", "test_quantize.py", "test_epilogue.py", "test_packing.py",
+    "test_gemm.py", "test_families.py", "test_conv2d.py", "test_quantize.py", "test_epilogue.py", "test_packing.py", "test_ops.py",
 }  # fmt: skip
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=150, database=None)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import soniq_kernels
 from soniq_kernels import _checks, gemm, isa, packing
 from soniq_kernels.cli import app, file_report
+from soniq_kernels.network import Network, Node
 
 F32 = np.float32
 
@@ -222,3 +223,40 @@ def test_verify_catches_one_wrong_bit_of_one_tier(file, monkeypatch):
     failed = [check for check in report["layers"][0]["checks"] if not check["passed"]]
     assert [check["name"] for check in failed] == [wrong_tier]
     assert "1 of 119 float32 outputs differ, the first at (2, 3)" in failed[0]["detail"]
+
+
+# ---- soniq run -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes_file(tmp_path):
+    """A network of one node, whose input is codes."""
+    packed = LAYERS["linear"]()
+    net = Network(
+        [Node("linear", ("x",), ("y",), layer="only")], {"only": packed}, {"x": (packed.plan, 1.0), "y": None}
+    )
+    net.save(tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+def test_run_shows_every_node_and_its_kernel(nodes_file):
+    """With and without times."""
+    for options in [(), ("--profile", "--runs", 2)]:
+        done = soniq("run", nodes_file, "--shape", "3,33", *options)
+        assert done.exit_code == 0, done.output
+        assert "linear" in done.output and isa.active() in done.output
+        assert ("GMAC/s" in done.output) == bool(options)
+
+
+def test_run_says_what_does_not_fit(nodes_file, tmp_path):
+    """Another shape, a file of layers alone."""
+    done = soniq("run", nodes_file, "--shape", "3,32")
+    assert done.exit_code == 1 and "33" in done.output
+    LAYERS["linear"]().save(tmp_path / "layer")
+    done = soniq("run", tmp_path / "layer")
+    assert done.exit_code == 1 and "Network.save" in done.output
+
+
+def test_verify_reads_the_layers_of_a_network_with_nodes(nodes_file):
+    """Version 2 of the file."""
+    assert soniq("verify", nodes_file).exit_code == 0
