@@ -174,8 +174,8 @@ def test_verify_refuses_a_network_file_with_nonsense_in_it(network, tmp_path):
     metadata = {"format": "soniq_kernels.network", "version": "1", "network": network}
     save_file({"y.packed": np.zeros(3, np.uint8)}, str(path), metadata)
     assert soniq("verify", path).exit_code == 1
-    save_file({"x.packed": np.zeros(3, np.uint8)}, str(path), metadata | {"version": "2"})
-    assert "'2'" in file_report(path)["error"]
+    save_file({"x.packed": np.zeros(3, np.uint8)}, str(path), metadata | {"version": "3"})
+    assert "'3'" in file_report(path)["error"]
 
 
 @pytest.mark.parametrize("as_json", [False, True])

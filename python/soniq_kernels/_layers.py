@@ -213,11 +213,9 @@ def codes_in(x: Activations, rows: int) -> _core.CodesIn:
 
 
 def new_tensors(shape: tuple[int, ...], outs: list[Codes | None]) -> list[Any]:
-    """Empty tensors of `shape`: float32 for None, Activations for codes."""
-    return [
-        np.empty(shape, np.float32) if out is None else Activations(np.empty(shape, np.uint8), out.plan, out.scale)
-        for out in outs
-    ]
+    """Empty tensors of `shape`: Activations for codes, and one float32 array for every None."""
+    y = np.empty(shape, np.float32) if None in outs else None
+    return [y if out is None else Activations(np.empty(shape, np.uint8), out.plan, out.scale) for out in outs]
 
 
 def results_in(tensors: list[Any]) -> _core.Results:
@@ -269,8 +267,6 @@ def outputs_of(out: Any, channels: int) -> list[Codes | None]:
         return [_output_codes(out, channels)]
     outs = [_output_codes(one, channels) for one in out]
     codes = sum(one is not None for one in outs)
-    if len(outs) - codes > 1:
-        raise ValueError("out lists float32 more than once; ask for it once")
     if not outs or codes > MAX_SINKS:
         raise ValueError(
             f"out lists {codes} tensors of codes and {len(outs)} tensors, expected one at least and {MAX_SINKS} of codes at most"
