@@ -44,6 +44,16 @@ def test_every_benchmark_runs_once():
     assert "passed" in done.stdout
 
 
+def test_networks(tmp_path):
+    """A whole network at every pair of widths, ours equal to the emulation; peers that are not installed are left out."""
+    done = run("benchmarks.networks", "--network", "ResNet-20", "--batch", 1, "--rounds", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "cnns.json").read_text())
+    names = {row["name"]: row for row in result["rows"]}
+    assert {"1x1", "2x2", "4x4", "FP32 (torch)"} <= set(names) and all(row["seconds"] > 0 for row in names.values())
+    assert all(name in (tmp_path / "cnns.md").read_text() for name in names)
+
+
 def test_report_writes_all_its_files(tmp_path):
     """JSON, CSV, Markdown and pictures with every contender, wherever it was measured."""
     result = report(tmp_path, "--suite", "gemm", "--shape", "6x48x64", "--peer", "torch", "--seconds", 1)
