@@ -31,6 +31,7 @@ class DeviceWeights:
         self.plan, self.shape, self.groups = packed.plan, packed.shape, packed.groups
         self.kernel_size, self.exponent = packed.kernel_size, packed.exponent
         self.activation_scale = packed.activation_scale
+        self.row_layout: RowLayout = row_layout(packed.plan, packed.groups)
         self._host = panels.build(packed)
         self._packed = packed
         self.shapes, self.saturates = self._host.shapes, self._host.saturates
@@ -46,10 +47,6 @@ class DeviceWeights:
     @property
     def out_channels(self) -> int:
         return self.shape[0]
-
-    @property
-    def row_layout(self) -> RowLayout:
-        return row_layout(self.plan, self.groups)
 
     @property
     def nbytes(self) -> int:

@@ -146,14 +146,14 @@ def steps(
         y = torch.empty(shape, dtype=torch.float32, device=weights.device)
         return _assemble(weights, FLOAT.value, x.scale, each, shortcut, function, y, shape)
     codes = _empty_codes(weights, out, shape)
-    return _assemble(weights, CODES.value, x.scale, each, shortcut, function, codes, shape)
+    return _assemble(weights, CODES.value, x.scale, each, shortcut, function, codes, shape, out[1])
 
 
-def _assemble(weights, kind, a_scale, rows_per_scale, residual, function, result, shape) -> Epilogue:
+def _assemble(weights, kind, a_scale, rows_per_scale, residual, function, result, shape, out_scale=1.0) -> Epilogue:
     quantizers = ints = sums = weights.vectors
     target, stride, segments = result, shape[-1], 0
     if kind == CODES.value:
-        quantizers, ints = _output_tables(weights, result.plan, result.scale)
+        quantizers, ints = _output_tables(weights, result.plan, out_scale)
         target, stride, sums, segments = result.data, result.data.shape[1], result.sums, len(result.plan.segments)
     name, (lo, hi) = function
     arguments = (
@@ -225,12 +225,12 @@ def _empty_codes(weights: DeviceWeights, out: Any, shape: tuple[int, ...]) -> De
     return DeviceActivations(data, sums, shape, plan, weights.cache[key])
 
 
-def _output_tables(weights: DeviceWeights, plan: Plan, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _output_tables(weights: DeviceWeights, plan: Plan, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(r, z, cmax) float32 [3, outputs] and (position, zero point, segment) int32 [3, outputs]."""
-    key = "quantizer", plan, id(scale)  # the scale tensor is kept in the cache itself
+    key = "quantizer", plan, float(scale)
     if key not in weights.cache:
         index, grids = plan.segment_of(), [s.a for s in plan.segments]
-        given = np.float32(scale.item())
+        given = np.float32(scale)
         r, z = (np.array([g.quantizer(given)[i] for g in grids], np.float32)[index] for i in (0, 1))
         cmax = np.array([g.cmax for g in grids], np.float32)[index]
         ints = np.stack([row_layout(plan).position, channel_zeros(plan), index]).astype(np.int32)
