@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from soniq_kernels import torch_ops
+from soniq_kernels import _networks, torch_ops
 from soniq_kernels._optional import require
+from soniq_kernels.network import Network
 
 from .convert import to_codes
 from .edges import PackedEdge, QuantAvgPool2d, QuantEdge
+from .exporting import network_of
 from .geometry import Geometry
 from .network import EDGES, PREFIX
 from .nodes import LEAVES
@@ -22,7 +24,6 @@ from .placement import Placement, insert
 from .prepare import swap
 from .tracing import Traced, Untraceable, give_forward, trace
 
-FORMAT, VERSION = "soniq_kernels.network", "1"
 NOTHING_MORE: dict[str, Any] = {
     "pixels": {},
     "norms": {},
@@ -35,7 +36,7 @@ NOTHING_MORE: dict[str, Any] = {
 def save(packed: nn.Module, path: str | Path) -> None:
     """Write a converted model to one safetensors file: `<layer>.packed` is what PackedWeights.save writes for that layer.
 
-    Raises ValueError if the model holds no packed layer.
+    `soniq_kernels.load_network` runs the file without torch, if all between the layers is codes. Raises ValueError if the model holds no packed layer.
     """
     layers = {name: layer for name, layer in packed.named_modules() if isinstance(layer, PackedLayer)}
     if not layers:
@@ -46,12 +47,7 @@ def save(packed: nn.Module, path: str | Path) -> None:
         },
         "folded": [name for name, module in packed.named_modules() if isinstance(module, nn.Identity)],
     }
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "network": json.dumps(network),
-        "torch": json.dumps(_fields(packed)),
-    }
+    metadata = _networks.metadata_of(network, _program(packed)) | {"torch": json.dumps(_fields(packed))}
     require("safetensors.torch", extra="torch").save_model(packed, str(path), metadata=metadata)
 
 
@@ -84,6 +80,14 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     if description["codes"]:
         to_codes(model)
     return model
+
+
+def _program(packed: nn.Module) -> Network | None:
+    """All that is computed, for NumPy; None if torch has a part in it."""
+    try:
+        return network_of(packed)
+    except ValueError:
+        return None
 
 
 def _fields(packed: nn.Module) -> dict[str, Any]:
@@ -133,9 +137,10 @@ def _add_edges(model: nn.Module, description: dict, path: str | Path) -> None:
 def _description(path: str | Path) -> dict:
     with require("safetensors", extra="torch").safe_open(str(path), framework="numpy") as file:
         metadata = file.metadata() or {}
-    found = (metadata.get("format"), metadata.get("version"))
-    if found != (FORMAT, VERSION):
-        raise ValueError(f"{path} has format and version {found}, expected {(FORMAT, VERSION)}, as qat.save writes")
+    found, versions = (metadata.get("format"), metadata.get("version")), _networks.VERSIONS
+    if found[0] != _networks.FORMAT or found[1] not in versions:
+        expected = f"{_networks.FORMAT!r} and one of {versions}"
+        raise ValueError(f"{path} has format and version {found}, expected {expected}, as qat.save writes")
     return {**NOTHING_MORE, **json.loads(metadata["network"]), **json.loads(metadata.get("torch", "{}"))}
 
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 from torch import nn
 
+import soniq_kernels
 from qat_nets import assert_identical, bits_of, extremes, frozen, images
 from soniq_kernels import ops, packing, qat
 from soniq_kernels.qat.edges import QuantAvgPool2d, QuantEdge, scaled
@@ -414,6 +415,12 @@ def test_save_and_load_with_edges(kind, tmp_path):
     qat.save(packed, tmp_path / "network.safetensors")
     loaded = qat.load(tmp_path / "network.safetensors", kind())
     assert torch.equal(loaded(x), packed(x)) and loaded.soniq_floats == packed.soniq_floats
+    if packed.soniq_floats:
+        with pytest.raises(ValueError, match=r"qat.load reads version 1"):
+            soniq_kernels.load_network(tmp_path / "network.safetensors")
+    else:
+        without_torch = soniq_kernels.load_network(tmp_path / "network.safetensors")
+        assert np.array_equal(bits_of(without_torch(x.numpy())), bits_of(packed(x)))
 
 
 @torch.no_grad()

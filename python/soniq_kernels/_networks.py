@@ -14,7 +14,10 @@ from safetensors import SafetensorError, safe_open
 from soniq_kernels import network, packing, tensors
 
 FORMAT = "soniq_kernels.network"
-LAYERS_ONLY, WITH_NODES = "1", "2"  # versions: layers alone, for a model that somebody has; and all that is computed
+VERSIONS = LAYERS_ONLY, WITH_NODES = (
+    "1",
+    "2",
+)  # versions: layers alone, for a model that somebody has; and all that is computed
 
 
 # ---- layers ------------------------------------------------------------------------------------------------------------
@@ -98,10 +101,15 @@ def _node_fields(node: network.Node) -> dict[str, Any]:
 
 def save_network(net: network.Network, path: str | Path) -> None:
     """One file: its layers as complete files of one layer each, and the description in the header."""
-    text = json.dumps({"layers": {name: [] for name in net.layers}} | describe_network(net))
     parts = {f"{name}.packed": np.frombuffer(to_bytes(packed), np.uint8) for name, packed in net.layers.items()}
-    metadata = {"format": FORMAT, "version": WITH_NODES, "network": text, "sha256": _digest(text)}
-    safetensors.numpy.save_file(parts, str(path), metadata)
+    safetensors.numpy.save_file(parts, str(path), metadata_of({"layers": {name: [] for name in net.layers}}, net))
+
+
+def metadata_of(fields: dict[str, Any], net: network.Network | None) -> dict[str, str]:
+    """The header of a file: `fields` and the network, version 2; without a network version 1."""
+    text = json.dumps(fields if net is None else fields | describe_network(net))
+    version = LAYERS_ONLY if net is None else WITH_NODES
+    return {"format": FORMAT, "version": version, "network": text, "sha256": _digest(text)}
 
 
 def _digest(text: str) -> str:
