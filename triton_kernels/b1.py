@@ -309,12 +309,16 @@ class Linear:
     Args:
         packed: PackedWeights [N, K].
         device: where it runs.
+        panels: of `weight_panels(packed)`, if they were made before.
+
+    Attributes:
+        words: the panels on the device.
     """
 
-    def __init__(self, packed: PackedWeights, device: Device) -> None:
+    def __init__(self, packed: PackedWeights, device: Device, panels: Panels | None = None) -> None:
         self.packed, self.device = packed, device
-        self.panels = weight_panels(packed)
-        self._words = device.put(self.panels.words)
+        self.panels = panels or weight_panels(packed)
+        self.words = device.put(self.panels.words)
         self._original = None if packed.plan.in_order else device.put(packed.plan.permutation.astype(np.uint32))
         vectors: Mapping[str, NDArray[Any] | None] = {
             "w_scale": packed.scale, "bias": packed.bias, "post_scale": packed.post_scale, "post_bias": packed.post_bias,
@@ -447,7 +451,7 @@ class Linear:
     def _run(self, planes: Planes, arrays: Mapping[str, Any], activation: Any = None) -> None:
         launch = planes.launch
         call = product_call(self.panels, launch)
-        call["w"], call["x"] = self._address(self._words), self._address(planes.words)
+        call["w"], call["x"] = self._address(self.words), self._address(planes.words)
         if launch.splits > 1:
             call["partial"], call["arrivals"] = map(self._address, self._zeros(launch))
         out = call["out"]

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -34,6 +33,11 @@ def load(name: str) -> ModuleType:
     return sys.modules[name]
 
 
+def compiler() -> str | None:
+    """The C++ compiler, if there is one."""
+    return os.environ.get("CXX") or shutil.which("g++")
+
+
 def sources() -> list[Path]:
     """Everything that the emulated library is compiled from."""
     return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *HERE.glob("*.h"), *HERE.glob("*.cpp")])
@@ -41,8 +45,9 @@ def sources() -> list[Path]:
 
 def library(kernels: Path = KERNELS) -> ctypes.CDLL:
     """The kernels of a folder, compiled for this CPU; kept in .cache/cuda until a source changes. Skips without g++."""
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if compiler is None:
+    if compiler() is None:
+        import pytest
+
         pytest.skip("not installed: g++; sudo apt install g++")
     texts = [path.read_bytes() for path in [*sources(), *sorted(kernels.glob("*.cu*"))]]
     path = CACHE / f"emulated-{hashlib.sha256(b''.join(texts) + FLAGS.encode()).hexdigest()[:16]}.so"
@@ -50,7 +55,7 @@ def library(kernels: Path = KERNELS) -> ctypes.CDLL:
         CACHE.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")
         include = ["-DSONIQ_EMULATOR", "-I", str(HERE), "-I", str(kernels)]
-        command = [compiler, *FLAGS.split(), *include, str(HERE / "emulator.cpp"), "-o", str(unfinished)]
+        command = [str(compiler()), *FLAGS.split(), *include, str(HERE / "emulator.cpp"), "-o", str(unfinished)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-4000:]}"
         unfinished.rename(path)
@@ -99,7 +104,7 @@ class EmulatedDevice:
 
     def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: np.ndarray) -> None:
         self.launched.append(kernel)
-        buffers = (Buffer * len(self._arrays))(*((a.ctypes.data, a.nbytes) for a in self._arrays))
+        buffers = (Buffer * len(self._arrays))(*(Buffer(a.ctypes.data, a.nbytes) for a in self._arrays))
         message = self.library.soniq_launch(
             kernel.encode(), (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint32(threads), ctypes.c_uint64(shared),
             ctypes.c_void_p(arguments.ctypes.data), buffers, ctypes.c_uint32(len(buffers)), ctypes.c_uint32(self.order),
