@@ -68,7 +68,7 @@ wheel: $(INSTALLED)
 install: $(INSTALLED)
 
 clean:
-	rm -rf build dist out .cache/vectors .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks $(INSTALLED)
+	rm -rf build dist out .cache/vectors .cache/cuda .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks $(INSTALLED)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean

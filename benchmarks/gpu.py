@@ -124,6 +124,7 @@ def result_of(gpu: Any, minutes: float, command: str, progress: Progress) -> dic
     progress.advance(task)
     ceilings = gpu_ceilings.measure(gpu, say)
     progress.advance(task)
+    host = launches(gpu, say)
     rows: list[Row] = []
     for shape in wanted:
         if deadline.seconds() < 60 and not gpu.tiny:
@@ -136,9 +137,34 @@ def result_of(gpu: Any, minutes: float, command: str, progress: Progress) -> dic
     machine["clocks_after"] = gpu.clocks()
     return {
         "suite": slug(gpu.name), "title": f"GPU kernels on {gpu.name}", "measured": gpu.measured, "machine": machine,
-        "checks": checks, "ceilings": ceilings, "targets": gpu_targets.judge(rows), "rows": rows,
+        "checks": checks, "ceilings": ceilings, "launches": host, "targets": gpu_targets.judge(rows),
+        "rows": rows,
         "convolutions": convolutions, "left_out": list(left_out),
     }  # fmt: skip
+
+
+def launches(gpu: Any, say: Say) -> list[Row]:
+    """What a call costs the host, quantization included, at a size where the GPU has nothing to do."""
+    from benchmarks import gpu_contenders as who
+    from benchmarks.contenders import Contender
+    from benchmarks.peers import Unavailable
+
+    say("host time of a call")
+    layer, found = who.Layer((1, 256, 256), gpu), []
+    for contender in (
+        Contender("float", BASELINE),
+        Contender("ours", "W4A8", "triton"),
+        Contender("ours", "W1A1", "b1"),
+    ):
+        try:
+            seconds = gpu.host_seconds(who.make(contender, layer).calls[0])
+        except Unavailable as reason:
+            found.append({"name": contender.name, "microseconds": None, "note": str(reason)})
+            continue
+        found.append(
+            {"name": contender.name, "microseconds": None if math.isnan(seconds) else 1e6 * seconds, "note": ""}
+        )
+    return found
 
 
 def slug(name: str) -> str:

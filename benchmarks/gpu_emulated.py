@@ -20,7 +20,7 @@ def _on_tensors(base: type) -> type:
     """The device with tensors in the place of arrays where the caller has tensors."""
     import torch
 
-    class OnTensors(base):  # type: ignore[misc]
+    class OnTensors(base):
         def empty(self, shape: tuple[int, ...], dtype: str, like: Any = None) -> Any:
             array = super().empty(shape, dtype)
             return torch.from_numpy(array) if isinstance(like, torch.Tensor) else array

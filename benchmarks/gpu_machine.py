@@ -63,6 +63,7 @@ class Gpu:
     def prepare(self, calls: list[Call]) -> Call:
         """Runs every call once, then captures all of them: a function that replays the graph."""
         torch = self.torch
+        torch.cuda.synchronize()  # weights were copied on other libraries' streams
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -72,6 +72,7 @@ def tables(result: dict[str, Any]) -> list[tuple[str, pages.Cells]]:
     found = [
         ("Answers", checks(result["checks"])),
         ("Ceilings, measured in the run", ceilings(result["ceilings"])),
+        ("Host time of a call, 1 x 256 x 256", launches(result["launches"])),
         ("Targets on an H200: speed over cuBLAS FP16", targets(result["targets"])),
         *(
             (f"M x N x K = {shapes.text(shape)}", of_shape(result["rows"], shape))
@@ -91,6 +92,11 @@ def checks(found: list[Row]) -> pages.Cells:
 def ceilings(found: dict[str, Row]) -> pages.Cells:
     cells = [["", "", "how"]]
     return cells + [[name, number(c["value"], f".0f {c['unit']}"), c["how"]] for name, c in found.items()]
+
+
+def launches(found: list[Row]) -> pages.Cells:
+    cells = [["", "us", "note"]]
+    return cells + [[r["name"], number(r["microseconds"], ".1f"), r["note"]] for r in found]
 
 
 def targets(found: list[Row]) -> pages.Cells:

@@ -9,6 +9,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -27,25 +28,25 @@ GEMV = {f"b1_gemv_{columns}": tiles * columns for columns, tiles in b1.GEMV_FORM
 GEMM = {f"b1_gemm_{planes}": 4 * (8 // planes * planes) for planes in range(1, 9)}
 
 
-def nvcc(name: str, architecture: int, cubin: Path) -> None:
+def nvcc(source: str, architecture: int, cubin: Path) -> None:
     """With the compiler on the path, under the flags that CuPy would give."""
     text = cubin.with_suffix(".cu")
-    text.write_text(cuda.source(name))
+    text.write_text(source)
     command = ["nvcc", *cuda.OPTIONS, f"-arch=sm_{architecture}", "-ftz=true", "-cubin", "-o", str(cubin), str(text)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def nvrtc(name: str, architecture: int, cubin: Path) -> None:
+def nvrtc(source: str, architecture: int, cubin: Path) -> None:
     """With the library that CuPy compiles with."""
     from cupy.cuda import nvrtc as library
 
-    program = library.createProgram(cuda.source(name), name, [], [])
+    program = library.createProgram(source, "source.cu", [], [])
     try:
         library.compileProgram(program, (*cuda.OPTIONS, f"-arch=sm_{architecture}", "-ftz=true"))
     except library.NVRTCError:
         raise AssertionError(library.getProgramLog(program)[-4000:]) from None
-    cubin.write_bytes(library.getCUBIN(program))
+    cubin.write_bytes(library.getCUBIN(program) + b"\0")  # CuPy strips what it takes for the end of a text
 
 
 COMPILERS = {"nvcc": nvcc, "nvrtc": nvrtc}
@@ -67,16 +68,18 @@ def usable() -> list[str]:
     return [name for name, there in (("nvcc", shutil.which("nvcc")), ("nvrtc", has_nvrtc())) if there]
 
 
-def machine_code(name: str, architecture: int, compiler: str) -> str:
+def machine_code(name: str, architecture: int, compiler: str, source: str | None = None) -> str:
     """The disassembly with the use of resources, kept in .cache/cuda by what it was made from."""
-    key = f"{cuda.source(name)} {architecture} {compiler} {triton.__version__}"
-    path = harness.CACHE / f"{name}-{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.sass"
+    source = source or cuda.source(name)
+    key = f"{source} {architecture} {compiler} {triton.__version__}"
+    path = harness.CACHE / f"{name}-{architecture}-{compiler}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.sass"
     if not path.exists():
-        harness.CACHE.mkdir(parents=True, exist_ok=True)
-        cubin = path.with_suffix(".cubin")
-        COMPILERS[compiler](name, architecture, cubin)
-        command = [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", str(cubin)]
-        path.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        harness.make_room(f"{name}-{architecture}-{compiler}-*")
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernels.cubin"
+            COMPILERS[compiler](source, architecture, cubin)
+            command = [str(TOOLS / "cuobjdump"), "-sass", "-res-usage", str(cubin)]
+            path.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return path.read_text()
 
 
@@ -169,6 +172,20 @@ def check_planes(listing: str) -> None:
     assert resources(listing)["write_planes"]["STACK"] == 0
     assert not [i for i in count if i.startswith(("LDL", "STL"))]
     assert sum(n for i, n in count.items() if i.startswith("FFMA")) < 24
+
+
+def test_rates_of_the_benchmark(architecture, full, monkeypatch):
+    """The loops that measure ceilings hold the instructions that they count, eight a turn."""
+    monkeypatch.syspath_prepend(harness.REPOSITORY)
+    from benchmarks import gpu_ceilings
+
+    if not usable():
+        pytest.skip("no CUDA compiler")
+    listing = machine_code("gpu_rates.cu", architecture, usable()[0], gpu_ceilings.source())
+    for name, instruction in (("b1_rate", "BMMA.168256.AND.POPC"), ("dp4a_rate", "IDP.4A.S8.S8")):
+        count = Counter(kernels(listing)[name])
+        assert count[instruction] % 8 == 0 and count[instruction] >= 8, (name, count)
+        assert resources(listing)[name]["STACK"] == 0
 
 
 def test_the_reader_sees_a_spill_and_a_fused_product():

@@ -38,21 +38,30 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++")
 
 
+def make_room(pattern: str) -> None:
+    """The cache without what earlier versions of a source left there."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for old in CACHE.glob(pattern):
+        old.unlink(missing_ok=True)
+
+
 def sources() -> list[Path]:
     """Everything that the emulated library is compiled from."""
     return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *HERE.glob("*.h"), *HERE.glob("*.cpp")])
 
 
 def library(kernels: Path = KERNELS) -> ctypes.CDLL:
-    """The kernels of a folder, compiled for this CPU; kept in .cache/cuda until a source changes. Skips without g++."""
+    """The kernels of a folder, compiled for this CPU; ours are kept in .cache/cuda until a source changes. Skips without g++."""
     if compiler() is None:
         import pytest
 
         pytest.skip("not installed: g++; sudo apt install g++")
     texts = [path.read_bytes() for path in [*sources(), *sorted(kernels.glob("*.cu*"))]]
-    path = CACHE / f"emulated-{hashlib.sha256(b''.join(texts) + FLAGS.encode()).hexdigest()[:16]}.so"
+    folder = CACHE if kernels == KERNELS else kernels
+    path = folder / f"emulated-{hashlib.sha256(b''.join(texts) + FLAGS.encode()).hexdigest()[:16]}.so"
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
+        if folder == CACHE:
+            make_room("emulated-*")
         unfinished = path.with_suffix(f".{os.getpid()}")
         include = ["-DSONIQ_EMULATOR", "-I", str(HERE), "-I", str(kernels)]
         command = [str(compiler()), *FLAGS.split(), *include, str(HERE / "emulator.cpp"), "-o", str(unfinished)]
