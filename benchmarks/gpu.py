@@ -56,8 +56,8 @@ class Deadline:
 
 
 # ---- timing --------------------------------------------------------------------------------------------------------
-def measure_shape(gpu: Any, shape: Shape, left_out: dict[str, None], say: Say) -> list[Row]:
-    """All contenders at one shape, in turns; who cannot run is named in left_out."""
+def measure_shape(gpu: Any, shape: Shape, left_out: dict[str, None], errors: list[str], say: Say) -> list[Row]:
+    """All contenders at one shape, in turns; who cannot run is named in left_out, what of ours fails in errors."""
     from benchmarks import gpu_contenders as who
     from benchmarks.peers import Unavailable
 
@@ -68,7 +68,9 @@ def measure_shape(gpu: Any, shape: Shape, left_out: dict[str, None], say: Say) -
             made = who.make(contender, layer)
             runs[contender], ready[contender] = gpu.prepare(made.calls), made
         except Unavailable as reason:
-            left_out[f"{contender.name} at {shapes.text(shape)}: {reason}"] = None
+            left_out[f"{contender.name}: {reason}"] = None
+        except Exception as error:  # the others are measured all the same; the run fails in the end
+            errors.append(f"{contender.name} at {shapes.text(shape)}: {type(error).__name__}: {error}")
     say(f"{shapes.text(shape)}, timing {len(runs)}")
     times = take_turns(gpu, runs)
     rows = [row(contender, shape, ready[contender], times[contender]) for contender in runs]
@@ -112,35 +114,33 @@ def add_ratios(rows: list[Row]) -> None:
 
 
 # ---- the whole run -------------------------------------------------------------------------------------------------
-def result_of(gpu: Any, minutes: float, command: str, progress: Progress) -> dict[str, Any]:
-    """Checks, ceilings, then shapes until the time is up."""
+def run_all(gpu: Any, minutes: float, command: str, progress: Progress, save: Callable[[Row], None]) -> Row:
+    """Checks, ceilings, then shapes until the time is up; `save` gets the result after every shape."""
     from benchmarks import gpu_ceilings, gpu_checks, gpu_convolutions, gpu_machine, gpu_targets
 
     deadline, wanted, left_out = Deadline(minutes), points(gpu.tiny), dict[str, None]()
     task = progress.add_task("starting", total=len(wanted) + 3)
     say = lambda what: progress.update(task, description=what)  # noqa: E731
-    machine = gpu_machine.machine(gpu, command)
-    checks = gpu_checks.run(gpu, minutes / 4, say)
+    result: Row = {
+        "suite": slug(gpu.name), "title": f"GPU kernels on {gpu.name}", "measured": gpu.measured,
+        "machine": gpu_machine.machine(gpu, command), "checks": gpu_checks.run(gpu, minutes / 4, say), "errors": [],
+    }  # fmt: skip
     progress.advance(task)
-    ceilings = gpu_ceilings.measure(gpu, say)
+    result |= {"ceilings": gpu_ceilings.measure(gpu, say), "launches": launches(gpu, say)}
+    result |= {"rows": [], "convolutions": [], "targets": [], "left_out": []}
     progress.advance(task)
-    host = launches(gpu, say)
-    rows: list[Row] = []
     for shape in wanted:
         if deadline.seconds() < 60 and not gpu.tiny:
             left_out[f"everything at {shapes.text(shape)}: out of time"] = None
         else:
-            rows += measure_shape(gpu, shape, left_out, say)
+            result["rows"] += measure_shape(gpu, shape, left_out, result["errors"], say)
             gpu.free()
+        result |= {"left_out": list(left_out), "targets": gpu_targets.judge(result["rows"])}
+        save(result)
         progress.advance(task)
-    convolutions = gpu_convolutions.measure(gpu, deadline, left_out, say)
-    machine["clocks_after"] = gpu.clocks()
-    return {
-        "suite": slug(gpu.name), "title": f"GPU kernels on {gpu.name}", "measured": gpu.measured, "machine": machine,
-        "checks": checks, "ceilings": ceilings, "launches": host, "targets": gpu_targets.judge(rows),
-        "rows": rows,
-        "convolutions": convolutions, "left_out": list(left_out),
-    }  # fmt: skip
+    result["convolutions"] = gpu_convolutions.measure(gpu, deadline, left_out, result["errors"], say)
+    result["machine"]["clocks_after"] = gpu.clocks()
+    return result | {"left_out": list(left_out)}
 
 
 def launches(gpu: Any, say: Say) -> list[Row]:
@@ -188,19 +188,27 @@ def main(minutes: Minutes = 7.5, dry_run: Dry = False, out: Out = None) -> None:
     except gpu_machine.NoGpu as missing:
         console.print(f"{missing}.", NEEDS, sep="\n", markup=False, highlight=False)
         raise typer.Exit(NO_GPU) from None
+    place = out or (Path(tempfile.mkdtemp(prefix="soniq-gpu-")) if dry_run else RESULTS)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        result = result_of(gpu, minutes, _command(), progress)
-    place = out or (Path(tempfile.mkdtemp(prefix="soniq-gpu-")) if dry_run else RESULTS)
+        result = run_all(gpu, minutes, _command(), progress, lambda part: gpu_pages.write_json(part, place))
     gpu_pages.write(result, place)
     for table in gpu_pages.terminal(result):
         console.print(table)
     console.print(f"{place / result['suite']}.md, .json and .png", highlight=False)
-    if wrong := [check for check in result["checks"] if check["differ"]]:
-        console.print(
-            f"{wrong[0]['path']} is wrong: {wrong[0]['differ']} of {wrong[0]['cases']} cases, first {wrong[0]['first']}"
-        )
+    if wrong := failures(result):
+        console.print(*wrong, sep="\n", markup=False, highlight=False)
         raise typer.Exit(1)
+
+
+def failures(result: Row) -> list[str]:
+    """What was wrong: answers that differ from the CPU's, and what of ours did not run."""
+    differ = [
+        f"{c['path']} differs from the CPU in {c['differ']} of {c['cases']} cases, first {c['first']}"
+        for c in result["checks"]
+        if c["differ"]
+    ]
+    return differ + list(result["errors"])
 
 
 NEEDS = (

@@ -48,11 +48,15 @@ def _check(
         if time.monotonic() - began > seconds:
             result["left_out"] = f"stopped after {number} of {len(pairs)} pairs of widths: out of time"
             break
-        for case, got, expected in _cases(gpu, path, number, w_bits, a_bits):
-            result["cases"] += 1
-            if not _same(got, expected):
-                result["differ"] += 1
-                result["first"] = result["first"] or case
+        try:
+            for case, got, expected in _cases(gpu, path, number, w_bits, a_bits):
+                result["cases"] += 1
+                if not _same(got, expected):
+                    result["differ"] += 1
+                    result["first"] = result["first"] or case
+        except Exception as error:  # counts as a difference; the other pairs are still looked at
+            result["differ"] += 1
+            result["first"] = result["first"] or f"W{w_bits}A{a_bits}: {type(error).__name__}: {error}"
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,7 +39,9 @@ RESNET50 = [
 TINY = [Image(5, 8, 6, 3, 1), Image(4, 16, 8, 1, 1)]
 
 
-def measure(gpu: Any, deadline: Any, left_out: dict[str, None], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(
+    gpu: Any, deadline: Any, left_out: dict[str, None], errors: list[str], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """A row for every convolution and contender, as the rows of the linear layers."""
     rows = []
     for image in TINY if gpu.tiny else RESNET50:
@@ -46,12 +49,12 @@ def measure(gpu: Any, deadline: Any, left_out: dict[str, None], say: Callable[[s
             left_out[f"convolution {image.text()}: out of time"] = None
             continue
         say(f"convolution {image.text()}")
-        rows += _measure(gpu, image, left_out)
+        rows += _measure(gpu, image, left_out, errors)
         gpu.free()
     return rows
 
 
-def _measure(gpu: Any, image: Image, left_out: dict[str, None]) -> list[dict[str, Any]]:
+def _measure(gpu: Any, image: Image, left_out: dict[str, None], errors: list[str]) -> list[dict[str, Any]]:
     from benchmarks.gpu import take_turns
 
     rng = np.random.default_rng(3)
@@ -64,7 +67,9 @@ def _measure(gpu: Any, image: Image, left_out: dict[str, None]) -> list[dict[str
             call = _cudnn(gpu, image, x, w) if name == CUDNN else _ours(gpu, image, x, w, name)
             runs[name] = gpu.prepare([call])
         except (Unavailable, ImportError) as reason:
-            left_out[f"{name} at convolution {image.text()}: {reason}"] = None
+            left_out[f"convolutions of {name}: {reason}"] = None
+        except Exception as error:  # the others are measured all the same; the run fails in the end
+            errors.append(f"{name} at convolution {image.text()}: {type(error).__name__}: {error}")
     return _rows(image, batch, take_turns(gpu, runs))
 
 
@@ -93,8 +98,6 @@ def _ours(gpu: Any, image: Image, x: np.ndarray, w: np.ndarray, widths: str) -> 
 
 
 def _rows(image: Image, batch: int, times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    import statistics
-
     seconds = {name: statistics.median(measured) for name, measured in times.items()}
     base = seconds.get(CUDNN)
     side = (image.size - 1) // image.stride + 1

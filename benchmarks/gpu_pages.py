@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from rich.table import Table
 
 from benchmarks import pages, plots, shapes
+from benchmarks.gpu_contenders import FAULTS
 
 Row = dict[str, Any]
 NOT_MEASURED = "not measured"
@@ -27,11 +28,16 @@ ABOUT = (
 )
 
 
+def write_json(result: dict[str, Any], out: Path) -> None:
+    """<gpu>.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{result['suite']}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
 def write(result: dict[str, Any], out: Path) -> None:
     """<gpu>.json, .md and .png."""
-    out.mkdir(parents=True, exist_ok=True)
+    write_json(result, out)
     name = result["suite"]
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     speed_up(result).savefig(out / f"{name}.png", dpi=110)
     plt.close("all")
     (out / f"{name}.md").write_text(as_markdown(result))
@@ -43,8 +49,14 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += [ABOUT if result["measured"] else DRY, "", f"![]({result['suite']}.png)", ""]
     for heading, cells in tables(result):
         lines += [f"## {heading}", "", *pages._table(cells), ""]
-    if result["left_out"]:
-        lines += ["## Left out", "", *(f"- {reason}" for reason in result["left_out"]), ""]
+    notes = [f"{name}: {fault}" for name, fault in FAULTS.items()]
+    for heading, items in (
+        ("Errors", result["errors"]),
+        ("What peers leave to the caller", notes),
+        ("Left out", result["left_out"]),
+    ):
+        if items:
+            lines += [f"## {heading}", "", *(f"- {item}" for item in items), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

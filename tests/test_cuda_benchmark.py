@@ -62,6 +62,7 @@ def test_a_dry_run_writes_all_files_and_measures_nothing(tmp_path):
     if harness.compiler():
         assert checked["b1"]["cases"] > 0 and checked["b1"]["differ"] == 0
         assert {"W1A1 b1", "W2A2 b1", "W8A8 b1"} <= names
+    assert result["errors"] == []
     figures = ("seconds", "fastest", "tmac_per_s", "weight_gb_per_s", "ratio")
     assert all(row[figure] is None for row in result["rows"] for figure in figures)
     assert all(c["value"] is None or np.isnan(c["value"]) for c in result["ceilings"].values())
@@ -149,6 +150,26 @@ def test_checks_see_a_difference(importable):
     ):
         assert not gpu_checks._same(np.array(wrong, np.float32), expected)
     assert not gpu_checks._same(expected[0], expected) and not gpu_checks._same(expected.astype(np.float64), expected)
+
+
+def test_what_fails_is_named(importable, monkeypatch):
+    """One of ours that raises does not end the run, but the run fails and says where."""
+    from benchmarks import gpu, gpu_contenders
+    from benchmarks.gpu_machine import DryGpu
+
+    def broken(layer, widths):
+        raise AssertionError("7 of 64 values differ")
+
+    monkeypatch.setattr(gpu_contenders, "_triton", broken)
+    monkeypatch.setattr(gpu_contenders, "B1_WIDTHS", [])
+    errors: list[str] = []
+    rows = gpu.measure_shape(DryGpu(), (2, 32, 64), {}, errors, lambda _: None)
+    assert {row["name"] for row in rows} == {"cuBLAS FP16", "cuBLAS BF16", "torch._int_mm"}
+    assert errors[0] == "W1A8 triton at 2 x 32 x 64: AssertionError: 7 of 64 values differ" and len(errors) == 5
+    check = {"path": "b1", "cases": 9, "differ": 2, "first": "W1A1", "left_out": ""}
+    assert (
+        gpu.failures({"checks": [check], "errors": errors})[0] == "b1 differs from the CPU in 2 of 9 cases, first W1A1"
+    )
 
 
 def test_time_runs_out(importable, monkeypatch):
