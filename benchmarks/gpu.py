@@ -69,8 +69,9 @@ def measure_shape(gpu: Any, shape: Shape, left_out: dict[str, None], errors: lis
             runs[contender], ready[contender] = gpu.prepare(made.calls), made
         except Unavailable as reason:
             left_out[f"{contender.name}: {reason}"] = None
-        except Exception as error:  # the others are measured all the same; the run fails in the end
-            errors.append(f"{contender.name} at {shapes.text(shape)}: {type(error).__name__}: {error}")
+        except Exception as error:  # the others are measured all the same; one of ours makes the run fail in the end
+            what = f"{contender.name} at {shapes.text(shape)}: {type(error).__name__}: {error}"
+            errors.append(what) if contender.kind == "ours" else left_out.setdefault(what)
     say(f"{shapes.text(shape)}, timing {len(runs)}")
     times = take_turns(gpu, runs)
     rows = [row(contender, shape, ready[contender], times[contender]) for contender in runs]

@@ -79,14 +79,16 @@ def _rate(gpu: Gpu | DryGpu, kernel: str, turns: int, products: int) -> float:
 
     if kernel == "b1_rate" and (reason := cuda.refusal(gpu.capability)):
         raise RuntimeError(reason)
-    function = cupy.RawModule(code=source(), options=cuda.OPTIONS).get_function(kernel).kernel.ptr
+    loaded = cupy.RawModule(code=source(), options=cuda.OPTIONS).get_function(kernel)
     out, blocks = cupy.zeros(1, "uint32"), 4 * gpu.properties.multi_processor_count
     values = (ctypes.c_void_p(out.data.ptr), ctypes.c_uint32(turns))
     pointers = (ctypes.c_void_p * 2)(*(ctypes.addressof(v) for v in values))
 
     def call() -> None:
         stream = gpu.torch.cuda.current_stream().cuda_stream
-        cupy.cuda.driver.launchKernel(function, blocks, 1, 1, THREADS, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
+        cupy.cuda.driver.launchKernel(
+            loaded.kernel.ptr, blocks, 1, 1, THREADS, 1, 1, 0, stream, ctypes.addressof(pointers), 0
+        )
 
     return blocks * turns * products / median_seconds(gpu, call) / 1e12
 

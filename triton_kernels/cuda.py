@@ -66,12 +66,13 @@ class CudaDevice:
         self._cupy = require("cupy", extra="gpu")
         self._gpu = self._cupy.cuda.Device(index)
         self.index = self._gpu.id
-        attributes = self._gpu.attributes
-        reason = refusal((attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]))
+        capability = self._gpu.compute_capability  # "90"
+        reason = refusal((int(capability[:-1]), int(capability[-1])))
         if reason:
             raise RuntimeError(reason)
-        self.processors: int = attributes["MultiProcessorCount"]
-        self._functions: dict[str, tuple[int, int]] = {}  # {kernel: (function, shared memory it may have)}
+        self.processors: int = self._gpu.attributes["MultiProcessorCount"]
+        self._kernels: dict[str, Any] = {}  # loaded as long as these live
+        self._shared: dict[str, int] = {}  # what each may have
 
     @cached_property
     def _modules(self) -> list[Any]:
@@ -136,18 +137,14 @@ class CudaDevice:
             )
 
     def _function(self, kernel: str, shared: int) -> int:
-        function, allowed = self._functions.get(kernel, (0, FREE_SHARED))
-        if not function:
-            function = self._find(kernel)
-        if shared > allowed:
+        """The driver's handle of a kernel that may have so much shared memory."""
+        if kernel not in self._kernels:
+            self._kernels[kernel] = self._modules[kernel == "write_planes"].get_function(kernel)
+        function: int = self._kernels[kernel].kernel.ptr
+        if shared > self._shared.get(kernel, FREE_SHARED):
             self._cupy.cuda.driver.funcSetAttribute(function, _MAX_DYNAMIC_SHARED, shared)
-        self._functions[kernel] = function, max(shared, allowed)
+            self._shared[kernel] = shared
         return function
-
-    def _find(self, kernel: str) -> int:
-        module = self._modules[kernel == "write_planes"]
-        pointer: int = module.get_function(kernel).kernel.ptr
-        return pointer
 
     def _stream(self) -> int:
         """torch's current stream where torch is in use, else CuPy's."""
