@@ -17,7 +17,6 @@ for package in ("torch", "triton", "matplotlib", "rich", "typer"):
 import torch
 
 from cuda_emulator import harness
-from soniq_kernels import triton_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,8 +58,8 @@ def test_a_dry_run_writes_all_files_and_measures_nothing(tmp_path):
     checked = {check["path"]: check for check in result["checks"]}
     names = {row["name"] for row in result["rows"]}
     assert {"cuBLAS FP16", "cuBLAS BF16", "torch._int_mm"} <= names and checked["triton"]["differ"] == 0
-    if hasattr(triton_kernels, "quantize_activations"):
-        assert checked["triton"]["cases"] > 0 and {"W1A8 triton", "W8A8 triton"} <= names
+    assert checked["triton"]["cases"] > 0 and {"W1A8 triton", "W8A8 triton"} <= names
+    assert {"cuDNN FP16", "W8A8"} <= {row["name"] for row in result["convolutions"]}
     if harness.compiler():
         assert checked["b1"]["cases"] > 0 and checked["b1"]["differ"] == 0
         assert {"W1A1 b1", "W2A2 b1", "W8A8 b1"} <= names
