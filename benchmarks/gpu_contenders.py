@@ -48,7 +48,7 @@ class Layer:
 
     def __post_init__(self) -> None:
         m, n, k = self.shape
-        self.outputs = math.gcd(n, BLOCK_OUTPUTS)
+        self.outputs = math.gcd(n, 64 if self.gpu.tiny else BLOCK_OUTPUTS)
         self.repeats = n // self.outputs
         self.block = self.rng.standard_normal((self.outputs, k), dtype=np.float32)
         torch = gpu_torch(self.gpu)
