@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+pytest.importorskip("triton", reason="triton is not installed; pip install soniq_kernels[gpu]")
+
 import cases
 from soniq_kernels import gemm, packing
 from soniq_kernels.triton_kernels import gemm as gemm_on_gpu
