@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+pytest.importorskip("triton", reason="triton is not installed; pip install soniq_kernels[gpu]")
+
 import cases
 from soniq_kernels.triton_kernels import panels, unpack
 from soniq_kernels.triton_kernels.layout import row_layout
