@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vectors import harness
+from vectors.listing import instructions, object_file, only_evex
 
 PACKAGES = {"cmake": "cmake", "g++": "g++", "objdump": "binutils"}
 EVERY = 31  # each vpdpbusd is a trap
@@ -23,25 +23,6 @@ def runner():
     if reason := harness.missing(PACKAGES):
         pytest.skip(reason)
     return harness.build("host", f"-DCMAKE_CXX_COMPILER={harness.tool('g++')}")
-
-
-def object_file(runner, tier: str):
-    """Where the kernels of a tier were compiled to."""
-    for entry in json.loads((runner.parent / "compile_commands.json").read_text()):
-        if entry["file"].endswith(f"kernels/{tier}/table.cpp"):
-            return runner.parent / re.search(r" -o (\S+)", entry["command"])[1]
-    pytest.skip(f"this compiler cannot build {tier}")
-
-
-def instructions(path) -> list[tuple[str, str]]:
-    """(bytes in hexadecimal, text) of every instruction."""
-    listing = harness.run([harness.tool("objdump"), "--disassemble", "--wide", path]).stdout
-    return re.findall(r"^ +[0-9a-f]+:\t((?:[0-9a-f]{2} )+) *\t(.+)$", listing, re.MULTILINE)
-
-
-def only_evex(code: str, text: str) -> bool:
-    """Whether a processor without AVX-512 refuses it: EVEX begins with 0x62; masks and registers above 15 need it."""
-    return code.startswith("62 ") or bool(re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])", text))
 
 
 @pytest.mark.parametrize("tier", ["avx2", "avxvnni"])

@@ -12,8 +12,6 @@ from oracle import Grid
 from soniq_kernels import isa
 from vectors import harness, write
 
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
-
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
@@ -22,16 +20,10 @@ def runner(tmp_path_factory):
         pytest.skip(reason)
     source = tmp_path_factory.mktemp("sanitizers") / "empty.cpp"
     source.write_text("int main() {}\n")
-    trial = harness.run([harness.tool("g++"), *FLAGS.split(), source, "-o", source.with_suffix("")])
+    trial = harness.run([harness.tool("g++"), *harness.SANITIZERS.split(), source, "-o", source.with_suffix("")])
     if trial.returncode != 0:
         pytest.skip("g++ cannot link libasan and libubsan, which Debian ships with libgcc-<version>-dev")
-    options = {
-        "CMAKE_CXX_COMPILER": harness.tool("g++"),
-        "CMAKE_CXX_FLAGS": FLAGS,
-        "CMAKE_CXX_FLAGS_RELEASE": "-O1",
-        "SONIQ_OPTIMIZE": "-O1",
-    }
-    return harness.build("sanitizers", *(f"-D{name}={value}" for name, value in options.items()))
+    return harness.build_with_sanitizers("sanitizers", f"-DCMAKE_CXX_COMPILER={harness.tool('g++')}")
 
 
 @pytest.mark.parametrize("name", isa.available())

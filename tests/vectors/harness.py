@@ -14,6 +14,7 @@ from vectors import write
 
 REPOSITORY = Path(__file__).parents[2]
 CACHE = REPOSITORY / ".cache" / "vectors"
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
 
 
 def tool(name: str) -> str | None:
@@ -45,6 +46,12 @@ def build(name: str, *options: str) -> Path:
         done = run([tool("cmake") or "cmake", *step])
         assert done.returncode == 0, f"cmake {name} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return folder / "soniq_vectors"
+
+
+def build_with_sanitizers(name: str, *options: str) -> Path:
+    """The runner with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    flags = [f"-DCMAKE_CXX_FLAGS={SANITIZERS}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", "-DSONIQ_OPTIMIZE=-O1"]
+    return build(name, *flags, *options)
 
 
 def cases() -> Path:
