@@ -20,7 +20,8 @@ TIERS = ["avx512", "avx512_vbmi"]
 PACKAGES = {"cmake": "cmake", "g++": "g++", "objdump": "binutils"}
 VECTORS = Path(__file__).parent / "vectors"
 AVX2 = ["-mavx2", "-mfma", "-mbmi2"]
-AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "vbmi", "vbmi2", "vpopcntdq", "bitalg"))]
+PARTS = ["f", "bw", "dq", "vl", "vnni", "vbmi", "vbmi2", "vpopcntdq", "bitalg"]
+AVX512 = [*AVX2, *(f"-mavx512{part}" for part in PARTS)]
 
 
 @pytest.fixture(scope="module", autouse=True)

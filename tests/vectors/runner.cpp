@@ -15,6 +15,7 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <set>
 #include <sstream>
@@ -313,6 +314,19 @@ std::vector<std::vector<Family>> plans(const LayerShape& shape, const Tier& tier
   return found;
 }
 
+std::map<std::string, int> layers_that_share;
+
+// The same where a convolution's layer prepares each pixel once for all taps.
+void check_shared_pixels(const LayerCase& c, const uint8_t* const* streams, const Tier& tier,
+                         const std::vector<Family>& plan, Report& report) {
+  if (c.shape.taps() == 1 || c.shape.groups > 1 || c.geometry.dilation_w > 1) return;
+  const Layer layer(c.shape, streams, tier, plan, true);
+  if (!layer.shares_pixels()) return;
+  report.add("pixels shared");
+  ++layers_that_share[tier.name];
+  check_layer_of(c, layer, report);
+}
+
 // With the fastest families, and with one of the other plans: they take turns.
 void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
   std::vector<const uint8_t*> streams;
@@ -323,6 +337,7 @@ void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
     const std::vector<Family>& plan = all[i == 0 ? 0 : 1 + c.number % others];
     for (const Family family : plan) report.add(family_name(family));
     check_layer_of(c, Layer(c.shape, streams.data(), tier, plan), report);
+    check_shared_pixels(c, streams.data(), tier, plan, report);
     report.forget();
   }
 }
@@ -579,6 +594,7 @@ int run(const std::vector<std::string>& arguments) {
   bool good = report_idle_kernels(chosen) == 0;
   for (size_t i = 0; i < chosen.size(); ++i) {
     std::printf("%s: %d cases, %d failed\n", chosen[i]->name, counts[i].cases, counts[i].failed);
+    std::printf("%s: %d layers shared pixels\n", chosen[i]->name, layers_that_share[chosen[i]->name]);
     good = good && counts[i].failed == 0 && counts[i].cases > 0;
   }
   return good ? 0 : 1;

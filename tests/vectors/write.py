@@ -395,6 +395,27 @@ def write_convolutions(out: Writer) -> None:
             random_layer(out, f"{name}, {layout}", rng, layout, outputs, conv, groups)
 
 
+# Without groups and dilation along lines: layers may prepare each pixel once, if its channels fill what it is padded to.
+SHARED_PIXELS = [
+    (Conv((6, 5), (3, 3), 2, padding=(1, 1, 1, 1)), 64, 33),
+    (Conv((9, 8), (3, 3), stride=(2, 2), padding=(1, 1, 1, 1)), 128, 17),
+    (Conv((5, 23), (1, 5), padding=(0, 0, 2, 2)), 64, 70),
+    (Conv((9, 4), (5, 2), padding=(0, 3, 1, 0), dilation=(2, 1)), 96, 9),
+    (Conv((4, 7), (2, 3), stride=(1, 3), padding=(0, 1, 2, 2)), 320, 5),
+]
+
+
+def write_shared_pixels(out: Writer) -> None:
+    """S of all widths over these geometries, and layouts whose padding must count for nothing."""
+    choose, rng = random.Random(9), np.random.default_rng(9)
+    for i, (conv, inputs, outputs) in enumerate(SHARED_PIXELS):
+        for bits in WIDTHS[i % 2 :: 2]:
+            random_layer(out, f"{conv}, sums of {bits}", rng, sums_layout(inputs, *bits), outputs, conv)
+        for _ in range(4):
+            layout = random_layout(choose, inputs)
+            random_layer(out, f"{conv}, {[layout.pairs[s] for s in layout.used]}", rng, layout, outputs, conv)
+
+
 def write_uneven_groups(out: Writer) -> None:
     """Groups that have no channel, or one, of a segment."""
     rng = np.random.default_rng(5)
@@ -661,6 +682,7 @@ PARTS = [
     write_extremes_of_two_segments,
     write_grids,
     write_convolutions,
+    write_shared_pixels,
     write_uneven_groups,
     write_results,
     write_combine,

@@ -203,6 +203,7 @@ void check_bits(const Operand& a, const Operand& b, const Operand& c) {
   HALVES(_mm512_and_si512, _mm256_and_si256, a, b);
   HALVES(_mm512_or_si512, _mm256_or_si256, a, b);
   HALVES(_mm512_sll_epi32, _mm256_sll_epi32, a, count);
+  HALVES(_mm512_sllv_epi32, _mm256_sllv_epi32, a, b);
   HALVES(_mm512_popcnt_epi64, count_bits, a);
   WHOLE(_mm512_test_epi8_mask, a, b);
   for_constants<40>([&](auto by) {
@@ -245,9 +246,7 @@ void check_floats(const Operand& a, const Operand& b, const Operand& c) {
 #if defined(__AVX512VBMI__)
     const __mmask16 real = ::_mm512_cmp_ps_mask(a, b, predicate());
 #else
-    const auto half = [&](int at) {
-      return _mm256_movemask_ps(_mm256_cmp_ps(Half{a, at}, Half{b, at}, predicate()));
-    };
+    const auto half = [&](int at) { return _mm256_movemask_ps(_mm256_cmp_ps(Half{a, at}, Half{b, at}, predicate())); };
     const auto real = __mmask16(half(0) | half(32) << 8);
 #endif
     compare("_mm512_cmp_ps_mask", emulated, real);

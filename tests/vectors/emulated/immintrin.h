@@ -202,6 +202,10 @@ EMULATED __m512i _mm512_sll_epi32(const __m512i& a, __m128i count) {
   const auto by = uint64_t(_mm_cvtsi128_si64(count));
   return lanes<uint32_t>([&](int i) { return by < 32 ? a.u32(i) << by : 0; });
 }
+// Each lane by its own.
+EMULATED __m512i _mm512_sllv_epi32(const __m512i& a, const __m512i& by) {
+  return lanes<uint32_t>([&](int i) { return by.u32(i) < 32 ? a.u32(i) << by.u32(i) : 0; });
+}
 EMULATED __m512i _mm512_popcnt_epi64(const __m512i& a) {
   return lanes<uint64_t>([&](int i) { return __builtin_popcountll(a.u64(i)); });
 }
