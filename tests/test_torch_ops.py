@@ -206,3 +206,19 @@ def test_wrong_input_is_named(dense, filters):
         run_conv2d(x[0], weights)
     with pytest.raises(ValueError, match=r"kernel_size is \(2, 2\), the packed weights have \(3, 2\)"):
         torch.ops.soniq.conv2d(x, weights, OUTPUTS, [2, 2], [1, 1], [0, 0, 0, 0], [1, 1])
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_convolution_builds_what_its_geometry_needs(dilation):
+    """One weights tensor serves dilated and other calls, one position and many: panels are built from it as they are needed."""
+    plan = packing.Plan.uniform(32, 2, 4, a_grid="bipolar")
+    w = np.random.default_rng(0).standard_normal((8, 3, 3, 32), dtype=np.float32)
+    packed = packing.quantize_weights(w, plan, activation_scale=1.0)
+    weights = torch_ops.weights_to_tensor(packed)
+    for size in (2 * dilation + 1, 9):
+        x = torch.randn(1, size, size, 32)
+        for turn in (dilation, 3 - dilation):
+            if size <= 2 * turn:
+                continue
+            got = torch.ops.soniq.conv2d(x.permute(0, 3, 1, 2), weights, 8, [3, 3], [1, 1], [0] * 4, [turn] * 2)
+            assert np.array_equal(got.permute(0, 2, 3, 1).numpy(), conv.conv2d(x.numpy(), packed, dilation=turn))

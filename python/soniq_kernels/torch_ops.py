@@ -11,7 +11,9 @@ soniq::linear, soniq::conv2d and soniq::quantize also take CUDA tensors (docs/gp
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -49,9 +51,17 @@ def _kernel_weights(weights: Tensor) -> packing.PackedWeights:
     storage = weights.untyped_storage()
     state = (0 if weights.is_inference() else weights._version, isa.active())
     entry = _built.get(storage._cdata)
-    if entry is not None and entry[1] == state and not entry[0].expired():
-        return entry[2]
-    return _build(weights, storage, state)
+    packed = entry[2] if entry is not None and entry[1] == state and not entry[0].expired() else None
+    if packed is None:
+        packed = _build(weights, storage, state)
+    # The tensor is the portable copy; a weak reference, because whoever keeps the panels must not keep the tensor.
+    packed.drop_portable(again=partial(_again, weakref.ref(weights)))
+    return packed
+
+
+def _again(weights: weakref.ref[Tensor]) -> packing.PackedWeights | None:
+    tensor = weights()
+    return None if tensor is None else weights_from_tensor(tensor)
 
 
 def _build(weights: Tensor, storage, state: tuple[int, str]) -> packing.PackedWeights:
@@ -59,7 +69,6 @@ def _build(weights: Tensor, storage, state: tuple[int, str]) -> packing.PackedWe
         del _built[address]
     _expect_cpu("weights", weights)
     packed = weights_from_tensor(weights)
-    packed.drop_portable()  # the tensor is the portable copy
     _built[storage._cdata] = (StorageWeakRef(storage), state, packed)
     return packed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +62,7 @@ class PackedWeights:
         self._layers: dict[
             tuple[str, tuple[str, ...], bool], BuiltLayer
         ] = {}  # by tier, families and whether pixels are shared
+        self._again: Callable[[], PackedWeights | None] | None = None
         self._planned: dict[tuple[str, int, bool], _core.Layer] = {}  # by tier and class of rows
         self._settings: object = planner.settings  # what the plans were made under
         self._output: tuple[_core.Output, dict[str, Any]] | None = None
@@ -95,7 +97,7 @@ class PackedWeights:
         """uint8 codes, `shape`, in the original channel order."""
         taps = self.kernel_size[0] * self.kernel_size[1]
         result = np.empty((self.out_channels, taps, self.shape[-1]), np.uint8)
-        streams = _unpack_streams(self)
+        streams = _unpack_streams(self, self._portable("codes"))
         for group, parts in enumerate(_group_channels(self.plan, self.groups)):
             outputs = _outputs_of(self, group)
             for segment, part in enumerate(parts):
@@ -148,20 +150,26 @@ class PackedWeights:
 
         _files.save(self, path)
 
-    def drop_portable(self) -> None:
+    def drop_portable(self, again: Callable[[], PackedWeights | None] | None = None) -> None:
         """Frees the portable copy; `codes`, `at_bits` and `save` then refuse.
 
         Panels that are built stay, and the planner chooses among them from then on. If the active tier has none, those for
-        many rows are built; call `layer(1)` before to keep those for single rows as well.
+        many rows are built; call `layer(1)` before to keep those for single rows as well, and `layer(dilation=2)` those for
+        dilation along lines. again: gives the same weights once more, from where they came; panels are then built as they are
+        needed, and nothing refuses.
         """
-        if not self._kept(_core.active_tier()):
+        self._again = again
+        if again is None and not self._kept(_core.active_tier()):
             self.layer()
         self.planes = None
 
     def _portable(self, wanted: str) -> list[NDArray[np.uint8]]:
-        if self.planes is None:
+        if self.planes is not None:
+            return self.planes
+        same = self._again() if self._again is not None else None
+        if same is None or same.planes is None:
             raise ValueError(f"{wanted} needs the portable copy, which drop_portable() freed; load the file again")
-        return self.planes
+        return same.planes
 
     # ---- GPUs ------------------------------------------------------------------------------------------------------
     def to(self, device: Any = "cuda") -> Any:
@@ -201,7 +209,7 @@ class PackedWeights:
             for s, k_s in zip(self.plan.segments, k, strict=True)
         )
         kept = self._kept(tier)
-        if self.planes is not None or not kept or tuple(c.family for c in wanted) in kept:
+        if self.planes is not None or self._again is not None or not kept or tuple(c.family for c in wanted) in kept:
             return wanted
         best = min(kept, key=lambda families: sum(c.estimates[f] for c, f in zip(wanted, families, strict=True)))
         kernels = next(b for (t, f, _), b in self._layers.items() if (t, f) == (tier, best)).layer.kernels
@@ -211,12 +219,12 @@ class PackedWeights:
         """The layer of a tier with these kernel families, one a segment, built at its first use; () if it has one way."""
         key = tier, families, share_pixels
         if key not in self._layers:
-            self._portable(f"the tier {tier}")
+            planes = self._portable("this dilation" if self._kept(tier) else f"the tier {tier}")
             began = time.perf_counter()
             segments = [_segment_tuple(self.plan, i, self.groups) for i in range(len(self.plan.segments))]
             layer = _core.Layer(
                 self.out_channels, self.groups, *self.kernel_size, self.plan.channels, segments,
-                _unpack_streams(self), tier, list(families), share_pixels,
+                _unpack_streams(self, planes), tier, list(families), share_pixels,
             )  # fmt: skip
             self._layers[key] = BuiltLayer(layer, time.perf_counter() - began)
         return self._layers[key]
@@ -247,8 +255,16 @@ class PackedWeights:
         return _core.Output(self._output[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        self._portable("pickling")
-        return {**self.__dict__, "_layers": {}, "_planned": {}, "_settings": None, "_output": None}
+        planes = self._portable("pickling")
+        return {
+            **self.__dict__,
+            "planes": planes,
+            "_again": None,
+            "_layers": {},
+            "_planned": {},
+            "_settings": None,
+            "_output": None,
+        }
 
     def __repr__(self) -> str:
         return f"PackedWeights{self.shape}, {self.plan}"
@@ -402,7 +418,7 @@ def check_packed(packed: PackedWeights) -> None:
     """What a file cannot show by shapes alone: groups, the int32 bound, codes within their grid, finite vectors."""
     groups = _check_shape(packed.shape, packed.plan)
     _check_bound(packed.plan, groups, packed.kernel_size[0] * packed.kernel_size[1])
-    for s, stream in zip(packed.plan.segments, _unpack_streams(packed), strict=True):
+    for s, stream in zip(packed.plan.segments, _unpack_streams(packed, packed._portable("checking")), strict=True):
         if s.w.cmax < 2**s.w.bits - 1 and stream.max(initial=0) > s.w.cmax:
             raise ValueError(f"weights have code {stream.max()}, above {s.w.cmax}, the largest of the {s.w.kind} grid")
     for name, vector in [("scale", packed.scale), ("bias", packed.bias), ("post_scale", packed.post_scale),
@@ -457,10 +473,10 @@ def stream_length(plan: Plan, shape: tuple[int, ...], segment: int) -> int:
     return plan.segments[segment].channels * taps * (shape[0] // groups)
 
 
-def _unpack_streams(packed: PackedWeights) -> list[NDArray[np.uint8]]:
+def _unpack_streams(packed: PackedWeights, portable: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
     """uint8 codes of each segment, [output][tap][channel of the output's group]."""
     streams = []
-    for i, planes in enumerate(packed._portable("codes")):
+    for i, planes in enumerate(portable):
         count = stream_length(packed.plan, packed.shape, i)
         stream: NDArray[np.uint8] = np.zeros(count, np.uint8)
         for plane in planes:
