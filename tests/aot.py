@@ -1,6 +1,6 @@
 """Compiling GPU kernels for a GPU that is not there, and what their machine code is made of.
 
-    python tests/aot.py 90 < names of cases, one a line        prints JSON, {name: facts}
+    python tests/aot.py 90 232448 < names of cases, one a line        prints JSON, {name: facts}
 
 A program of its own for test_triton_machine_code.py, which runs in Triton's interpreter. Arguments are bound as in a launch, with
 tensors of the CPU in the place of the GPU's. Triton keeps what it has compiled, by a hash of the sources and options.
@@ -28,7 +28,7 @@ from triton.runtime import driver
 
 from soniq_kernels import packing
 from soniq_kernels import triton_kernels as gpu
-from soniq_kernels.triton_kernels import conv, epilogue, gemm, launch, quantize, tensor_core, vector
+from soniq_kernels.triton_kernels import choice, conv, epilogue, gemm, launch, quantize, tensor_core, vector
 from soniq_kernels.triton_kernels.choice import TENSOR_CORE, VECTOR, Choice
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -83,10 +83,11 @@ def packed_layer(shape, pairs, **options) -> packing.PackedWeights:
     return packing.pack(np.zeros(shape, np.uint8), plan, ones, bias=ones, activation_scale="per_row", **options)
 
 
-def linear(name: str, how: Choice, rows: int, pairs, out=None, residual=False):
+def linear(name: str, how: Choice | None, rows: int, pairs, out=None, residual=False):
     """Compiles a linear layer with bias and relu."""
     weights = gpu.to_device(packed_layer((OUTPUTS, K), pairs, channels=K), "cpu")
     x = gpu.from_codes(torch.zeros((rows, K), dtype=torch.uint8), weights.plan, 1.0)
+    how = how or choice.rule(weights, rows)
     shortcut = torch.zeros((rows, OUTPUTS)) if residual else None
     gemm.run(x, weights, epilogue.steps(weights, x, (rows, OUTPUTS), shortcut, "relu", out), how)
 
@@ -106,13 +107,15 @@ def quantizing(name: str, scale):
 
 
 def by_name(name: str):
-    """Compiles what a name says: "tensor_core w4a8 64x16/1", "vector w1a8+w4a8 8x1/2", "conv2d w2a8", "quantize per_row"."""
+    """Compiles what a name says: "tensor_core w4a8 64x16/1", "vector w1a8+w4a8 8x1/2", "conv2d w2a8", "rule w7a8 64" (rows), "quantize per_row"."""
     kind, *rest = name.split()
     if kind == "quantize":
         return quantizing(name, rest[0] if rest[0] == "per_row" else float(rest[0]))
     pairs = tuple((int(w), int(a)) for w, a in re.findall(r"w(\d)a(\d)", rest[0]))
     if kind == "conv2d":
         return convolution(name, pairs)
+    if kind == "rule":
+        return linear(name, None, int(rest[1]), pairs)
     bn, bm, splits = map(int, re.split("[x/]", rest[1]))
     path = {"vector": VECTOR, "tensor_core": TENSOR_CORE}[kind]
     how = Choice(path, bn, bm, splits, *((1, 1) if kind == "vector" else (8 if bn * bm > 8192 else 4, 3)))
@@ -122,6 +125,7 @@ def by_name(name: str):
 
 def main() -> None:
     pretend(int(sys.argv[1]))
+    choice.SHARED_MEMORY = int(sys.argv[2])
     compiled = []
 
     def record(kernel, grid, arguments, constants, **options):

@@ -19,21 +19,18 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448}  # bytes that one program may have
 SOME = [
     "tensor_core w4a8 64x16/1", "tensor_core w7a8 64x16/2", "tensor_core w8a8 128x128/1", "tensor_core w2a4+w4a8 128x128/1 codes",
     "vector w1a8 8x1/1", "vector w3a8+w8a8 8x2/2 residual", "conv2d w2a8+w8a8", "quantize per_row",
+    "rule w7a8+w8a4 8", "rule w7a8+w8a4 4096",
 ]  # fmt: skip
 OLDER = ["tensor_core w4a8 64x16/1", "conv2d w2a8+w8a8"]
 ALL = SOME + [
-    f"{path} w{w}a8{second} {tile}"
-    for w in range(1, 9)
-    for second in ("", "+w8a4")
-    for path, tile in (("tensor_core", "64x16/1"), ("tensor_core", "64x64/2"), ("tensor_core", "128x128/1"),
-                       ("vector", "8x1/2"), ("vector", "8x4/1"), ("vector", "4x8/1"))
-]  # fmt: skip
+    f"rule w{w}a8{second} {rows}" for w in range(1, 9) for second in ("", "+w8a4") for rows in (1, 4, 8, 16, 64, 4096)
+]
 
 
 def compiled(capability: int, names: list[str]) -> dict[str, dict]:
     """The facts of aot.py; what was compiled before is not compiled again."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(ROOT / ".cache" / "triton")}
-    command = [sys.executable, str(ROOT / "tests" / "aot.py"), str(capability)]
+    command = [sys.executable, str(ROOT / "tests" / "aot.py"), str(capability), str(SHARED_MEMORY[capability])]
     done = subprocess.run(command, input="\n".join(names), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
+from soniq_kernels.triton_kernels.panels import parts_of, rows_of, slices_of
 
 VECTOR, TENSOR_CORE = "vector", "tensor_core"
 VECTOR_ROWS = 8
-PROCESSORS = 132  # of an H100 or H200; what is assumed where there is no GPU to ask
+PROCESSORS, SHARED_MEMORY = 132, 232_448  # of an H100 or H200; what is assumed where there is no GPU to ask
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def rule(weights: DeviceWeights, rows: int) -> Choice:
         why = "few rows: bound by how fast weights arrive" if rows <= VECTOR_ROWS else "sums may leave int32 on the way"
         bm = min(VECTOR_ROWS, power_of_two(rows))
         bn = 4 if bm == VECTOR_ROWS else 8
+        if any(len(parts_of(shape.bits)) > 1 for shape in weights.shapes):
+            bn, bm = min(bn, 4), min(bm, 4)  # words of several parts take registers
         choice = Choice(VECTOR, bn, bm, warps=1, stages=1, reason=why)
         return replace(choice, splits=_splits(weights, choice, rows, 16, _vector_steps(weights)))
     if weights.saturates:
@@ -76,8 +79,22 @@ def rule(weights: DeviceWeights, rows: int) -> Choice:
     choice = Choice(
         TENSOR_CORE, bn, bm, warps=8 if bn * bm > 64 * 128 else 4, reason="the smallest tile that holds the rows"
     )
+    choice = fitted(weights, choice)
     blocks = min(shape.blocks for shape in weights.shapes)
     return replace(choice, splits=_splits(weights, choice, rows, 1, min(8, max(1, blocks // 4))) if linear else 1)
+
+
+def fitted(weights: DeviceWeights, choice: Choice) -> Choice:
+    """The choice with as many stages, and then rows, as shared memory has room for."""
+    bn, bm, stages = choice.bn, choice.bm, choice.stages
+    while stages * _stage_bytes(weights, bn, bm) > shared_memory(weights.device) and (stages > 2 or bm > 16):
+        stages, bm = (stages - 1, bm) if stages > 2 else (choice.stages, bm // 2)
+    return replace(choice, bm=bm, stages=stages)
+
+
+def _stage_bytes(weights: DeviceWeights, bn: int, bm: int) -> int:
+    """Of one block of K: byte rows of weights and slices of activations."""
+    return max(shape.slice * (rows_of(shape.bits) * bn + slices_of(shape.bits) * bm) for shape in weights.shapes)
 
 
 def _splits(weights: DeviceWeights, choice: Choice, rows: int, programs: int, most: int) -> int:
@@ -96,6 +113,14 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=16)
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have."""
+    if device.type != "cuda":
+        return SHARED_MEMORY
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def power_of_two(number: int) -> int:
