@@ -61,7 +61,7 @@ class DepthwiseCheck {
     for (int row = 0; row < c_.out_rows; ++row)
       for (int x = 0; x < c_.columns; ++x)
         for (int channel = 0; channel < f_.channels; ++channel)
-          expected.push_back(sum(row, x, channel) << shifts[channel]);
+          expected.push_back(int32_t(uint32_t(sum(row, x, channel)) << shifts[channel]));
     sums.compare(expected, what, report);
   }
 
