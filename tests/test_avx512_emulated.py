@@ -16,6 +16,8 @@ from soniq_kernels import isa
 from vectors import harness
 from vectors.listing import instructions, object_file, only_evex
 
+pytestmark = pytest.mark.sources
+
 TIERS = ["avx512", "avx512_vbmi"]
 PACKAGES = {"cmake": "cmake", "g++": "g++", "objdump": "binutils"}
 VECTORS = Path(__file__).parent / "vectors"

@@ -11,6 +11,8 @@ import pytest
 from vectors import harness
 from vectors.listing import instructions, object_file, only_evex
 
+pytestmark = pytest.mark.sources
+
 PACKAGES = {"cmake": "cmake", "g++": "g++", "objdump": "binutils"}
 EVERY = 31  # each vpdpbusd is a trap
 

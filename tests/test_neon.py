@@ -9,6 +9,8 @@ import pytest
 
 from vectors import harness
 
+pytestmark = pytest.mark.sources
+
 PACKAGES = {
     "cmake": "cmake",
     "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",

@@ -12,6 +12,8 @@ from oracle import Grid
 from soniq_kernels import isa
 from vectors import harness, write
 
+pytestmark = pytest.mark.sources
+
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
