@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ActivationGrid = Literal["auto", "bipolar", "unsigned"]
+ActivationScale = Literal["static", "per_row"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Config:
     first_bits, last_bits
                   precision of the first and the last layer in the order of execution; None: learned like the others.
     a_grid        "auto": unsigned where the layer's input is never negative on the example input, else bipolar.
+    a_scale       "static": one learned scale of the layer's input; "per_row": each row (an image of a convolution) has the
+                  scale of its largest value, found as it comes. Such an input arrives as float32, not as codes.
     fold_batch_norm
                   a BatchNorm that alone reads a layer's output becomes part of that layer's scale and bias.
     edge_bits     precision of residual sums' operands and of what average pools read, so that the packed network can keep
@@ -34,6 +37,7 @@ class Config:
     first_bits: int | None = 8
     last_bits: int | None = 8
     a_grid: ActivationGrid = "auto"
+    a_scale: ActivationScale = "static"
     fold_batch_norm: bool = True
     edge_bits: int | None = 8
 
@@ -57,6 +61,8 @@ class Config:
             )
         if self.a_grid not in ("auto", "bipolar", "unsigned"):
             raise ValueError(f"a_grid is {self.a_grid!r}, expected 'auto', 'bipolar' or 'unsigned'")
+        if self.a_scale not in ("static", "per_row"):
+            raise ValueError(f"a_scale is {self.a_scale!r}, expected 'static' or 'per_row'")
 
     @classmethod
     def uniform(cls, bits: int, **fields) -> Config:

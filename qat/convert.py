@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from soniq_kernels import packing
+from soniq_kernels.activations import PER_ROW
 
 from .budget import prepared_root, unwrapped
 from .edges import PackedEdge, QuantEdge
@@ -93,6 +94,6 @@ def pack_layer(layer: QuantLayer) -> PackedLayer:
         packing.Plan.mixed(bits.numpy(), w_grid=WEIGHT_GRID, a_grid=layer.kind),
         scale.numpy(),
         bias=None if bias is None else bias.numpy(),
-        activation_scale=float(layer.input.scale()),
+        activation_scale=PER_ROW if layer.input.per_row else float(layer.input.scale()),
     )
     return PackedConv2d(packed, layer.place) if isinstance(layer, QuantConv2d) else PackedLinear(packed, layer.spread)

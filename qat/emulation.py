@@ -28,7 +28,7 @@ def emulate(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Integer result and epilogue of a Linear ([..., K] x [N, K]) or a Conv2d (NCHW x OIHW, `geometry` not empty).
 
-    factor: input_scale * 2^E, float32 scalar; weight_scale, bias: float32 [N]; wide: |acc| may reach 2^24.
+    factor: input_scale * 2^E, a float32 scalar or one of each row that broadcasts against y; weight_scale, bias: float32 [N]; wide: |acc| may reach 2^24.
     Returns (y, float32(acc)); a convolution's are channels-last in memory.
     """
     place = Geometry.of_ints(geometry)
@@ -111,9 +111,10 @@ def _gradients(ctx, grad, _):
     shape = levels_x.shape
     if ctx.place is None:
         levels_x, acc, grad = (t.reshape(-1, t.shape[-1]) for t in (levels_x, acc, grad))
+        factor = factor.reshape(-1, 1) if factor.dim() else factor
     rows = [0] if ctx.place is None else [0, 2, 3]
     scaled = grad * _columns(weight_scale, ctx.place)
-    grad_scale = (grad * acc).sum(rows) * factor if ctx.needs_input_grad[3] else None
+    grad_scale = (grad * acc).mul_(factor).sum(rows) if ctx.needs_input_grad[3] else None
     grad_factor = (scaled * acc).sum() if ctx.needs_input_grad[2] else None
     grad_bias = grad.sum(rows) if ctx.has_bias else None
     product = _linear_gradients if ctx.place is None else _convolution_gradients

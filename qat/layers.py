@@ -210,11 +210,11 @@ class QuantLayer(nn.Module):
         sigma = self._features(torch.sigmoid(self.precision))
         scale = self._per_output(self.weight_scale())
         weight = noisy(self.weight, scale, along_weight(sigma, self.weight), WEIGHT_GRID, self.training)
-        x = noisy(x, self.input.scale_for(x), self._along_input(sigma), self.kind, self.training)
+        x = noisy(x, self.input.scale_for(x, self._row), self._along_input(sigma), self.kind, self.training)
         return self._product(x, weight)
 
     def _exact(self, x: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        input_scale = self.input.scale_for(x)
+        input_scale = self.input.scale_for(x, self._row)
         levels_x = levels(x, input_scale, self._input_table())
         levels_w = levels(self.weight, self._per_output(self.weight_scale()), self.weight_table())
         segments = segment_factor(self.bits, self.weight, self.kind, self.widths)
@@ -244,6 +244,7 @@ class QuantLinear(QuantLayer):
     """A quantized nn.Linear: x [..., in_features] to [..., out_features]."""
 
     _channel_dim = -1
+    _row: tuple[int, ...] = (-1,)
     _geometry: tuple[int, ...] = ()
 
     def __init__(self, layer: nn.Linear, palette: tuple[int, int], kind: str, learns: bool, spread: int = 1):
@@ -261,6 +262,7 @@ class QuantConv2d(QuantLayer):
     """A quantized nn.Conv2d: x [B, C, H, W] (or [C, H, W]), zero padding only."""
 
     _channel_dim = -3
+    _row = (-3, -2, -1)
 
     def __init__(self, layer: nn.Conv2d, palette: tuple[int, int], kind: str, learns: bool):
         super().__init__(layer, palette, kind, learns)

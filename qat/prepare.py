@@ -152,6 +152,8 @@ def _quantized(
         quantized = QuantConv2d(layer, palette, kind, learns)
     quantized.rows = max(1, seen.rows)
     quantized.norm = norm
+    if config.a_scale == "per_row":
+        quantized.input.scale_rows()
     _start(quantized, config.target_bits if learns else palette[1], seen)
     quantized.training = layer.training  # not .train(): the batch norm keeps a mode of its own
     return quantized

@@ -9,6 +9,7 @@ import numpy as np
 from torch import fx, nn
 
 from soniq_kernels import tensors
+from soniq_kernels.activations import PER_ROW
 from soniq_kernels.packing import Plan
 
 from .edges import QuantEdge
@@ -164,11 +165,13 @@ class Readings:
         return [reading._replace(format=reading.format.part(*place)) for place in zip(starts, sizes, strict=True)]
 
 
-def format_of(module: nn.Module) -> Format:
-    """The codes that a packed layer or an edge reads."""
+def format_of(module: nn.Module) -> Format | None:
+    """The codes that a packed layer or an edge reads; None of a layer that finds a scale for each row of float32."""
     if isinstance(module, QuantEdge):
         return Format.of(module.kind, module.widths, float(module.scale()))
     weights = module.packed_weights()
+    if weights.activation_scale == PER_ROW:
+        return None
     segments, index = weights.plan.segments, weights.plan.segment_of()
     bits = np.array([segment.a.bits for segment in segments])[index]
     pixels = getattr(module, "pixels", 1)

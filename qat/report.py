@@ -12,6 +12,7 @@ from torch import nn
 
 from soniq_kernels import gemm
 from soniq_kernels._optional import require
+from soniq_kernels.activations import PER_ROW
 from soniq_kernels.weights import MANY_ROWS
 
 from .budget import unwrapped
@@ -130,8 +131,12 @@ def _quantized_row(name: str, layer: QuantLayer) -> LayerReport:
     size = math.ceil(average * layer.weight.numel() / 8) + 4 * vectors * len(layer.weight)
     channels = {} if learning else dict(Counter(layer.bits.tolist()))
     kernel = "noise" if layer.phase_index == NOISE else "emulation"
-    return LayerReport(name, type(layer).__name__, tuple(layer.weight.shape), channels, average, size, layer.kind, kernel,
+    return LayerReport(name, type(layer).__name__, tuple(layer.weight.shape), channels, average, size, _grid(layer.kind, layer.input.per_row), kernel,
                        None if learning else layer.bound)  # fmt: skip
+
+
+def _grid(kind: str, per_row: bool) -> str:
+    return f"{kind} per row" if per_row else kind
 
 
 def _packed_row(name: str, layer: PackedLayer) -> LayerReport:
@@ -143,4 +148,4 @@ def _packed_row(name: str, layer: PackedLayer) -> LayerReport:
     shape = (shape[0], shape[-1], *shape[1:-1])  # OIHW, as torch says it
     bound = accumulator_bound(bits.tolist(), kind, taps, packed.groups)
     return LayerReport(name, type(layer).__name__, shape, dict(Counter(bits.tolist())), float(bits.mean()), packed.nbytes,
-                       kind, explanation.family, bound, explanation.isa)  # fmt: skip
+                       _grid(kind, packed.activation_scale == PER_ROW), explanation.family, bound, explanation.isa)  # fmt: skip

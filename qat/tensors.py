@@ -18,11 +18,12 @@ from .scales import fit_scale, learned
 
 
 class TensorQuantizer(nn.Module):
-    """A tensor's grid and its one scale.
+    """A tensor's grid and its one scale, or a scale of every row.
 
     bits         int64 [C] (or [1]: all channels alike): the precision of every channel once it is fixed
     unit, gain   []: scale = unit * |gain|; the gain is learned
     kind         "unsigned" or "bipolar"
+    per_row      the scale of a row follows from its largest value, as the kernels find it; unit and gain play no part
     """
 
     def __init__(self, channels: int, bits: int, kind: str, device: torch.device | None = None):
@@ -31,6 +32,7 @@ class TensorQuantizer(nn.Module):
         self.register_buffer("unit", torch.ones((), device=device))
         self.register_buffer("bits", torch.full((channels,), bits, device=device))
         self.register_buffer("unsigned", torch.tensor(kind == "unsigned", device=device))
+        self.register_buffer("rowwise", torch.tensor(False, device=device))
         self._read_buffers()
 
     # Forward must not read a buffer's value (it would synchronise a GPU and break torch.compile's graph), so the few
@@ -38,7 +40,14 @@ class TensorQuantizer(nn.Module):
 
     def _read_buffers(self) -> None:
         self.kind = "unsigned" if bool(self.unsigned) else "bipolar"
+        self.per_row = bool(self.rowwise)
         self.widths = tuple(sorted(set(self.bits.tolist())))
+
+    def scale_rows(self) -> None:
+        """From now on each row has a scale of its own."""
+        self.rowwise.fill_(True)
+        self.gain.requires_grad_(False)
+        self._read_buffers()
 
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
@@ -48,8 +57,10 @@ class TensorQuantizer(nn.Module):
         """float32 scalar; `values`: how many numbers of one sample it serves, for the size of its gradient."""
         return learned(self.unit, self.gain, values)
 
-    def scale_for(self, x: Tensor) -> Tensor:
-        """The scale in a forward on x, whose first dimension is the batch."""
+    def scale_for(self, x: Tensor, row: tuple[int, ...] = (-1,)) -> Tensor:
+        """The scale in a forward on x, whose first dimension is the batch; row: the dimensions that make one row."""
+        if self.per_row:
+            return row_scale(x, row, self.kind, self.widths[-1])
         return self.scale(math.prod(x.shape[1:]))
 
     def table(self, along: Callable[[Tensor], Tensor]) -> Table:
@@ -89,6 +100,15 @@ class InputQuantizer(TensorQuantizer):
             layer.check_bits(bits)
         self.bits.copy_(bits)
         self._read_buffers()
+
+
+def row_scale(x: Tensor, row: tuple[int, ...], kind: str, bits: int) -> Tensor:
+    """float32, shaped like x with 1 in the dimensions `row`: the kernels' "per_row" rule; `bits` of the widest channel.
+
+    A constant to the gradient: the largest value of a row is not what training moves.
+    """
+    factor = float(Grid(kind, bits).dynamic_factor)
+    return (x.detach().abs().amax(row, keepdim=True) * factor).clamp_(SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def fit_input(quantizer: TensorQuantizer, bits: int, seen: Seen) -> None:
