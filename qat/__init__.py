@@ -16,6 +16,7 @@ from .between import float_tensors  # noqa: E402
 from .budget import bit_penalty, param_groups  # noqa: E402
 from .config import Config  # noqa: E402
 from .convert import convert  # noqa: E402
+from .distill import distill, teacher  # noqa: E402
 from .freeze import fix_batch_norm, freeze  # noqa: E402
 from .layers import QuantConv2d, QuantLayer, QuantLinear  # noqa: E402
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear  # noqa: E402
@@ -34,6 +35,7 @@ __all__ = [
     "QuantLinear",
     "bit_penalty",
     "convert",
+    "distill",
     "fix_batch_norm",
     "float_tensors",
     "freeze",
@@ -42,5 +44,6 @@ __all__ = [
     "prepare",
     "report",
     "save",
+    "teacher",
     "verify",
 ]

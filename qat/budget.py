@@ -8,17 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from .config import AUTO, Config
 from .cost import Cost, bit_cost
 from .layers import NOISE, QuantLayer
 from .tensors import InputQuantizer, TensorQuantizer
 
 
-def attach(model: nn.Module, target_bits: float, left_float: Mapping[str, str]) -> None:
+def attach(
+    model: nn.Module, target_bits: float, config: Config, float_bytes: int, left_float: Mapping[str, str]
+) -> None:
     """Put the target and the multiplier of the penalty on the root module, as buffers: a checkpoint resumes both."""
     device = next(model.parameters()).device
     model.register_buffer("soniq_target_bits", torch.tensor(float(target_bits), device=device))
     model.register_buffer("soniq_multiplier", torch.tensor(0.0, device=device))
     model.soniq_left_float = dict(left_float)
+    model.soniq_cost = "bits" if config.target_time is None else "time"
+    model.soniq_float_bytes = float_bytes
+    model.soniq_any_palette = config.palette == AUTO
 
 
 def prepared_root(model: nn.Module) -> nn.Module:
@@ -63,19 +69,20 @@ def _bits(layer: QuantLayer) -> Tensor:
     return layer.learned_bits() if layer.phase_index == NOISE else layer.bits.float()
 
 
-def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0, cost: Cost = "bits") -> Tensor:
+def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0, cost: Cost | None = None) -> Tensor:
     """What to add to the loss in the noise phase so that the average bits end at the target; 0 in the other phases.
 
     multiplier * (average - target) + stiffness / 2 * (average - target)^2, a scalar with a gradient to every precision.
     Each call in training mode is one step of dual ascent: the multiplier grows by rate * (average - target).
     cost: "bits" averages over weights. "time" averages over the time that the bits of a channel cost on this machine, so
-    that layers where the low precision saves time are pushed to it, and the others hardly; give `freeze` the same.
+    that layers where the low precision saves time are pushed to it, and the others hardly; give `freeze` the same. None:
+    "time" with `Config(target_time=...)`, else "bits".
     Raises FloatingPointError when a precision has become NaN, ValueError for another cost.
     """
     root, layers = prepared_root(model), learned_layers(model)
     if not layers or layers[0].phase_index != NOISE:
         return torch.zeros((), device=root.soniq_multiplier.device)
-    excess = average_bits(layers, cost) - root.soniq_target_bits
+    excess = average_bits(layers, cost or root.soniq_cost) - root.soniq_target_bits
     if not torch.isfinite(excess):
         raise FloatingPointError(
             f"the average bits are {excess.item()}: training has diverged; lower the learning rate of the precisions "

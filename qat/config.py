@@ -9,14 +9,25 @@ from typing import Literal
 ActivationGrid = Literal["auto", "bipolar", "unsigned"]
 ActivationScale = Literal["static", "per_row"]
 
+AUTO = "auto"
+TARGETS = ("target_bits", "target_bytes", "target_compression", "target_time")
+
 
 @dataclass(frozen=True)
 class Config:
     """How `prepare` quantizes a network.
 
     palette       (low, high): the two precisions in bits a channel may have, 1 <= low <= high <= 8. Equal: a uniform network.
+                  "auto": channels learn anything from 1 to 8 bits, and `freeze` searches for the two levels.
+    a_palette     (low, high) of the activations, where they shall have other precisions than the weights; a channel has the
+                  low level of both or the high level of both.
     target_bits   average bits of the weights of the learned layers (all but the first, the last and the excluded ones);
-                  None: a quarter of the way from low to high.
+                  None: a quarter of the way from low to high, if no other target is given.
+    target_bytes  of all tensors of the packed network, what stays float included.
+    target_compression
+                  bytes of the float model's state_dict over that.
+    target_time   time of the learned layers' products over their time at 8 bits, by the table of this machine (`soniq
+                  calibrate`); `bit_penalty` and `freeze` then count time.
     exclude       names (or fnmatch patterns) of layers that stay float32.
     first_bits, last_bits
                   precision of the first and the last layer in the order of execution; None: learned like the others.
@@ -31,8 +42,12 @@ class Config:
     Raises ValueError if a field does not make sense; a target outside the palette names the nearest possible one.
     """
 
-    palette: tuple[int, int] = (2, 4)
+    palette: tuple[int, int] | Literal["auto"] = (2, 4)
+    a_palette: tuple[int, int] | None = None
     target_bits: float | None = None
+    target_bytes: float | None = None
+    target_compression: float | None = None
+    target_time: float | None = None
     exclude: Sequence[str] = ()
     first_bits: int | None = 8
     last_bits: int | None = 8
@@ -42,16 +57,25 @@ class Config:
     edge_bits: int | None = 8
 
     def __post_init__(self) -> None:
-        low, high = _palette(self.palette)
-        object.__setattr__(self, "palette", (low, high))
-        target = low + (high - low) / 4 if self.target_bits is None else float(self.target_bits)
-        if not low <= target <= high:
-            nearest = low if target < low else high
+        if self.palette != AUTO:
+            object.__setattr__(self, "palette", _palette("palette", self.palette))
+        low, high = self.levels
+        if self.a_palette is not None:
+            object.__setattr__(self, "a_palette", a_palette := _palette("a_palette", self.a_palette))
+            if low == high and a_palette[0] < a_palette[1]:
+                raise ValueError(
+                    f"a_palette is {a_palette} and palette {(low, high)}, expected two levels of the weights too: "
+                    "a channel has the low level of both or the high level of both"
+                )
+        self._check_targets()
+        if not low <= self.start_bits <= high:
+            nearest = low if self.start_bits < low else high
             raise ValueError(
-                f"target_bits is {target:g}, outside the palette ({low}, {high}); "
+                f"target_bits is {self.start_bits:g}, outside the palette ({low}, {high}); "
                 f"the nearest possible is {nearest}, or choose another palette"
             )
-        object.__setattr__(self, "target_bits", target)
+        if self.other_target is None:
+            object.__setattr__(self, "target_bits", self.start_bits)
         for name in ("first_bits", "last_bits", "edge_bits"):
             if getattr(self, name) is not None:
                 _width(name, getattr(self, name))
@@ -64,18 +88,43 @@ class Config:
         if self.a_scale not in ("static", "per_row"):
             raise ValueError(f"a_scale is {self.a_scale!r}, expected 'static' or 'per_row'")
 
+    def _check_targets(self) -> None:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given, expected one target")
+        for name in given[:1]:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The palette; the ends of what may be learned where that is "auto"."""
+        return (1, 8) if self.palette == AUTO else self.palette
+
+    @property
+    def other_target(self) -> str | None:
+        """The name of the target that is given, if it is not target_bits."""
+        return next((name for name in TARGETS[1:] if getattr(self, name) is not None), None)
+
+    @property
+    def start_bits(self) -> float:
+        """Where every channel's precision begins."""
+        low, high = self.levels
+        return low + (high - low) / 4 if self.target_bits is None else float(self.target_bits)
+
     @classmethod
-    def uniform(cls, bits: int, **fields) -> Config:
-        """Every channel of every learned layer has `bits` bits: the baseline of a mixed network."""
-        return cls(palette=(bits, bits), target_bits=bits, **fields)
+    def uniform(cls, bits: int, a_bits: int | None = None, **fields) -> Config:
+        """Every channel of every learned layer has `bits` bits (activations `a_bits`): the baseline of a mixed network."""
+        a_palette = None if a_bits is None else (a_bits, a_bits)
+        return cls(palette=(bits, bits), a_palette=a_palette, target_bits=bits, **fields)
 
 
-def _palette(palette: object) -> tuple[int, int]:
+def _palette(name: str, palette: object) -> tuple[int, int]:
     if not isinstance(palette, (tuple, list)) or len(palette) != 2:
-        raise ValueError(f"palette is {palette!r}, expected two precisions, (low, high)")
-    low, high = (_width("palette", bits) for bits in palette)
+        raise ValueError(f"{name} is {palette!r}, expected two precisions, (low, high)")
+    low, high = (_width(name, bits) for bits in palette)
     if low > high:
-        raise ValueError(f"palette is ({low}, {high}), expected the lower precision first: ({high}, {low})")
+        raise ValueError(f"{name} is ({low}, {high}), expected the lower precision first: ({high}, {low})")
     return low, high
 
 

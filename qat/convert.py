@@ -19,8 +19,7 @@ from .lower import lower
 from .nodes import LEAVES
 from .norms import PackedNorm, QuantNorm
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
-from .prepare import swap
-from .tracing import Untraceable, give_forward, trace
+from .tracing import Untraceable, give_forward, swap, trace
 
 UNFUSED = "soniq_unfused"  # the method that computes the network layer by layer
 
@@ -84,14 +83,16 @@ def _renew(packed: nn.Module, *_) -> None:
 def pack_layer(layer: QuantLayer) -> PackedLayer:
     """One quantized layer as a packed one: the codes and the scales the training forward uses, nothing recomputed."""
     scale, bias = layer.shipped()
-    codes, bits = layer.weight_codes(), layer.bits
+    codes, bits, a_bits = layer.weight_codes(), layer.bits, layer.a_bits
     if isinstance(layer, QuantConv2d):
         codes = codes.permute(0, 2, 3, 1).contiguous()
     else:  # columns of a flattened image: channels last
-        codes, bits = (t.unflatten(-1, (-1, layer.spread)).transpose(-1, -2).flatten(-2) for t in (codes, bits))
+        codes, bits, a_bits = (
+            t.unflatten(-1, (-1, layer.spread)).transpose(-1, -2).flatten(-2) for t in (codes, bits, a_bits)
+        )
     packed = packing.pack(
         codes.numpy(),
-        packing.Plan.mixed(bits.numpy(), w_grid=WEIGHT_GRID, a_grid=layer.kind),
+        packing.Plan.mixed(w_bits=bits.numpy(), a_bits=a_bits.numpy(), w_grid=WEIGHT_GRID, a_grid=layer.kind),
         scale.numpy(),
         bias=None if bias is None else bias.numpy(),
         activation_scale=PER_ROW if layer.input.per_row else float(layer.input.scale()),

@@ -5,10 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from soniq_kernels import isa, planner
 
+from .blocks import block_of, padded
+from .exactness import Pair
 from .layers import QuantLayer
 
 Cost = Literal["bits", "time"]
@@ -36,16 +42,69 @@ def bit_cost(layer: QuantLayer, cost: Cost = "bits") -> int:
     "bits": its weights. "time": picoseconds of one sample, a bit's share of what the palette's low level saves.
     Raises ValueError for another name.
     """
+    _check(cost)
     if cost == "bits":
         return layer.weights_per_channel
-    if cost != "time":
-        raise ValueError(f"cost is {cost!r}, expected 'bits' or 'time'")
     low, high = layer.palette
     outputs = len(layer.weight) // layer.groups
     products = layer.weights_per_channel * layer.rows
-    slow, fast = (products * product_ns(bits, bits, outputs, layer.rows) for bits in (high, low))
+    pairs = zip((high, low), layer.input.a_palette[::-1], strict=True)
+    slow, fast = (products * product_ns(*pair, outputs, layer.rows) for pair in pairs)
     saving = 0.0 if _is_depthwise(layer) else slow - fast
     return max(1, round(1000 * max(saving, LEAST_SAVING * slow) / (high - low)))
+
+
+def layer_cost(layer: QuantLayer, low: Pair, high: Pair, cost: Cost = "bits") -> NDArray[np.float64]:
+    """What the layer costs with 0, 1, ... all channels of its input at the pair `high`, the rest at `low`.
+
+    "bits": of its weights, float64 [C + 1]. "time": picoseconds of one sample, what the kernels pad included.
+    """
+    _check(cost)
+    if cost == "bits":
+        count = np.arange(len(layer.input.bits) + 1) * float(layer.spread * layer.weights_per_channel)
+        return low[0] * count[::-1] + high[0] * count
+    products = layer.rows * layer.weights_per_channel * 1000  # of one channel
+    outputs = len(layer.weight) // layer.groups
+    if _is_depthwise(layer):
+        return np.full(len(layer.input.bits) + 1, products * layer.channels * product_ns(8, 8, outputs, layer.rows))
+    times = [product_ns(*pair, outputs, layer.rows) for pair in (low, high)]
+    return products * sum(ns * each for ns, each in zip(times, _padded(layer, low, high), strict=True))
+
+
+def padded_channels(layer: QuantLayer, low: Pair, high: Pair) -> NDArray[np.float64]:
+    """Channels that the kernels compute where 0, 1, ... all channels of the input have the pair `high`: float64 [C + 1]."""
+    return sum(_padded(layer, low, high))
+
+
+def _padded(layer: QuantLayer, low: Pair, high: Pair) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same of the low and of the high segment."""
+    outputs, shape = len(layer.weight) // layer.groups, layer.weight.shape
+    count = np.arange(len(layer.input.bits) + 1) * layer.spread / layer.groups
+    width = shape[-1] if len(shape) > 2 else 1
+    blocks = (block_of(*pair, outputs, layer.rows) for pair in (low, high))
+    parts = zip((count[::-1], count), blocks, strict=True)
+    lower, upper = (layer.groups * padded(part, width, block) for part, block in parts)
+    return lower, upper
+
+
+def padding(layer_pairs: Mapping[Pair, int], width: int, groups: int, outputs: int, rows: int) -> float:
+    """What the kernels compute beside the channels, as a share of the channels.
+
+    layer_pairs: {pair: channels}; width: taps of a line of the kernel; outputs: of a group.
+    """
+    channels = sum(layer_pairs.values())
+    if groups == channels > 1:
+        return 0.0  # depthwise
+    computed = [
+        groups * float(padded(np.array(count / groups), width, block_of(*pair, outputs, rows)))
+        for pair, count in layer_pairs.items()
+    ]
+    return sum(computed) / channels - 1
+
+
+def _check(cost: str) -> None:
+    if cost not in ("bits", "time"):
+        raise ValueError(f"cost is {cost!r}, expected 'bits' or 'time'")
 
 
 def _is_depthwise(layer: QuantLayer) -> bool:

@@ -16,37 +16,44 @@ FLOAT32_EXACT = 2**24
 INT32_MAX = 2**31 - 1
 
 
-def segment_exponent(bits: int, kind: str) -> int:
+Pair = tuple[int, int]  # bits of the weights, bits of the activations
+
+
+def segment_exponent(pair: Pair, kind: str) -> int:
     """e_s: the power of two that a product of a weight level and an activation level carries."""
-    return Grid(WEIGHT_GRID, bits).exponent + Grid(kind, bits).exponent
+    return Grid(WEIGHT_GRID, pair[0]).exponent + Grid(kind, pair[1]).exponent
 
 
-def result_exponent(widths: Collection[int], kind: str) -> int:
+def result_exponent(pairs: Collection[Pair], kind: str) -> int:
     """E: the smallest e_s of the precisions that are there; the integer result counts in units of 2^E."""
-    return min(segment_exponent(bits, kind) for bits in widths)
+    return min(segment_exponent(pair, kind) for pair in pairs)
 
 
-def accumulator_bound(bits: Sequence[int], kind: str, taps: int, groups: int) -> int:
-    """The largest |acc| any input and any weights can give; `bits` has one entry for every input channel."""
-    lowest, per_group = result_exponent(set(bits), kind), len(bits) // groups
-    cost = {p: taps * _largest_product(p, kind) << (segment_exponent(p, kind) - lowest) for p in set(bits)}
-    return max(sum(cost[p] for p in bits[start : start + per_group]) for start in range(0, len(bits), per_group))
+def accumulator_bound(pairs: Sequence[Pair], kind: str, taps: int, groups: int) -> int:
+    """The largest |acc| any input and any weights can give; `pairs` has one entry for every input channel."""
+    there = set(pairs)
+    lowest, per_group = result_exponent(there, kind), len(pairs) // groups
+    cost = {p: taps * _largest_product(p, kind) << (segment_exponent(p, kind) - lowest) for p in there}
+    return max(sum(cost[p] for p in pairs[start : start + per_group]) for start in range(0, len(pairs), per_group))
 
 
-def _largest_product(bits: int, kind: str) -> int:
-    weight, activation = Grid(WEIGHT_GRID, bits), Grid(kind, bits)
+def _largest_product(pair: Pair, kind: str) -> int:
+    weight, activation = Grid(WEIGHT_GRID, pair[0]), Grid(kind, pair[1])
     return weight.max_level * max(abs(activation.min_level), activation.max_level)
 
 
-def segment_factor(bits: Tensor, weight: Tensor, kind: str, widths: Sequence[int]) -> Tensor | None:
-    """2^(e_s - E) along the weight: brings every segment to the units of the result. None where all are 1."""
-    if len(widths) == 1:
+def segment_factor(bits: tuple[Tensor, Tensor], weight: Tensor, kind: str, pairs: Sequence[Pair]) -> Tensor | None:
+    """2^(e_s - E) along the weight: brings every segment to the units of the result. None where all are 1.
+
+    bits: of the weights and of the activations, int64 [input channels] each.
+    """
+    if len(pairs) == 1:
         return None
-    lowest = result_exponent(widths, kind)
-    factors = [1.0] * 9
-    for p in widths:
-        factors[p] = 2.0 ** (segment_exponent(p, kind) - lowest)
-    return along_weight(torch.tensor(factors, device=bits.device)[bits], weight)
+    lowest = result_exponent(pairs, kind)
+    factors = torch.ones(9, 9)
+    for pair in pairs:
+        factors[pair] = 2.0 ** (segment_exponent(pair, kind) - lowest)
+    return along_weight(factors.to(bits[0].device)[bits], weight)
 
 
 def float32_is_exact(device: torch.device) -> bool:

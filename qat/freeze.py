@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
 
+import torch
+from torch import nn
+
+from .allocation import Allocation, Budget, apply
 from .budget import learned_layers, prepared_root, quantized_layers
-from .cost import Cost, bit_cost
+from .cost import Cost
 from .layers import EXACT, FOLDED, NOISE, QuantLayer
 from .norms import QuantNorm
-from .tensors import InputQuantizer
+from .observe import evaluating
+from .tensors import InputQuantizer, Palette
 
 
-def freeze(model: nn.Module, cost: Cost = "bits") -> nn.Module:
-    """End the noise phase, in place: every channel gets the low or the high precision of its layer's palette.
+def freeze(
+    model: nn.Module,
+    cost: Cost | None = None,
+    palette: Palette | None = None,
+    blocks: bool = False,
+    loss: Callable[[nn.Module], float] | None = None,
+) -> nn.Module:
+    """End the noise phase, in place: every channel gets the low or the high precision of the palette.
 
-    The channels that learned the most bits get the high precision, over the whole network, as many as the target
-    average allows: the average lands below the target by less than one channel. From here on the forward is the
-    kernels' arithmetic. cost: what the average is over, as in `bit_penalty`.
-    Raises ValueError if the model is already frozen or for another cost, FloatingPointError if a precision is NaN.
+    In each tensor the channels that learned the most bits get the high precision, as many as costs the network the least
+    (`allocation`) within the target. From here on the forward is the kernels' arithmetic.
+
+    cost:    what the target is over, as in `bit_penalty`; None: the one of `prepare`.
+    palette: another palette than the prepared one, which may spend as much. `Config(palette="auto")` searches all; the
+             table of the search is `model.soniq_palettes`.
+    blocks:  channel counts that leave the kernels the least to pad. Over time that is counted in any case.
+    loss:    of a model in eval mode, the smaller the better (on a few batches): decides between the best palettes.
+
+    Raises ValueError if the model is already frozen, for another cost, or for a target that the palette cannot meet,
+    FloatingPointError if a precision is NaN.
     """
     layers = [layer for _, layer in quantized_layers(model)]
     if any(layer.phase_index != NOISE for layer in layers):
         raise ValueError("this model is already frozen; prepare a fresh one to learn other bits")
-    _choose_precisions(learned_layers(model), float(prepared_root(model).soniq_target_bits), cost)
+    learned = learned_layers(model)
+    if learned:
+        inputs = list(dict.fromkeys(layer.input for layer in learned))
+        root = prepared_root(model)
+        budget = Budget(inputs, float(root.soniq_target_bits), cost or root.soniq_cost, blocks)
+        if palette is not None or not root.soniq_any_palette:
+            table = [budget.allocate(palette or inputs[0].palette, None if palette else inputs[0].a_palette)]
+        else:
+            table = budget.search(None if loss is None else lambda each: _measured(model, inputs, each, loss))
+        apply(inputs, table[0])
+        root.soniq_palettes = table
     for layer in layers:
         layer.input.precision.requires_grad_(False)
         layer.set_phase(EXACT)
     return model
+
+
+def _measured(
+    model: nn.Module, inputs: list[InputQuantizer], allocation: Allocation, loss: Callable[[nn.Module], float]
+) -> float:
+    """The loss of the model with this allocation, without fine-tuning; everything is as before afterwards."""
+    layers = [layer for _, layer in quantized_layers(model)]
+    before = [(each.palette, each.a_palette, each.w_bits.clone(), each.bits.clone()) for each in inputs]
+    apply(inputs, allocation)
+    try:
+        with evaluating(model), torch.no_grad():
+            for layer in layers:
+                layer.set_phase(EXACT)
+            return float(loss(model))
+    finally:
+        for layer in layers:
+            layer.set_phase(NOISE)
+        for each, (palette, a_palette, w_bits, bits) in zip(inputs, before, strict=True):
+            each.palette, each.a_palette = palette, a_palette
+            each.set_bits(w_bits, bits)
 
 
 def fix_batch_norm(model: nn.Module) -> nn.Module:
@@ -51,33 +98,3 @@ def frozen_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
         if layer.phase_index == NOISE:
             raise ValueError(f"layer {name} is in the noise phase and has no fixed bits; call qat.freeze(model) first")
     return layers
-
-
-def _choose_precisions(layers: list[QuantLayer], target: float, cost: Cost) -> None:
-    """Fixed layers keep theirs; the others share one budget. A channel that several layers read costs in all of them."""
-    if not layers:
-        return
-    low, high = layers[0].palette
-    inputs = list(dict.fromkeys(layer.input for layer in layers))
-    wanted = torch.cat([each.learned_bits().detach() for each in inputs]).cpu()
-    costs = torch.cat([torch.full((len(each.bits),), _channel_cost(each, cost)) for each in inputs])
-    if not torch.isfinite(wanted).all():
-        raise FloatingPointError("a learned precision is NaN: training has diverged; resume from an earlier checkpoint")
-    budget = (target - low) / (high - low) * float(costs.sum())
-    is_high = _most_wanted(wanted, costs, budget)
-    for each, chosen in zip(inputs, is_high.split([len(each.bits) for each in inputs]), strict=True):
-        each.set_bits(torch.where(chosen, high, low).to(each.bits.device))
-
-
-def _channel_cost(quantizer: InputQuantizer, cost: Cost) -> int:
-    return sum(layer.spread * bit_cost(layer, cost) for layer in quantizer.readers)
-
-
-def _most_wanted(wanted: Tensor, cost: Tensor, budget: float) -> Tensor:
-    """Bool: channels in falling order of `wanted`, each taken if its cost still fits the budget."""
-    is_high = torch.zeros(len(wanted), dtype=torch.bool)
-    for channel in torch.sort(wanted, descending=True, stable=True).indices.tolist():
-        price = int(cost[channel])
-        if price <= budget:
-            is_high[channel], budget = True, budget - price
-    return is_high

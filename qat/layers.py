@@ -20,6 +20,7 @@ from .exactness import (
     FLOAT32_EXACT,
     INT32_MAX,
     WEIGHT_GRID,
+    Pair,
     accumulator_bound,
     result_exponent,
     segment_factor,
@@ -28,10 +29,19 @@ from .folding import fold_batch_norm
 from .geometry import Geometry, along_weight
 from .quantizer import Table, codes, levels, noisy
 from .scales import fit_scale, learned
-from .tensors import InputQuantizer
+from .tensors import InputQuantizer, Palette
 
 NOISE, EXACT, FOLDED = range(3)
 PHASES = ("noise", "exact", "folded")
+
+
+def _pairs(bits: Tensor, a_bits: Tensor) -> list[Pair]:
+    return list(zip(bits.tolist(), a_bits.tolist(), strict=True))
+
+
+def name_of_pair(pair: Pair) -> str:
+    """How a user reads it: 4, or W4A8 where the two differ."""
+    return str(pair[0]) if pair[0] == pair[1] else f"W{pair[0]}A{pair[1]}"
 
 
 def channels_of(layer: nn.Linear | nn.Conv2d) -> int:
@@ -51,7 +61,13 @@ class QuantLayer(nn.Module):
     input: InputQuantizer
 
     def __init__(
-        self, layer: nn.Linear | nn.Conv2d, palette: tuple[int, int], kind: str, learns: bool, spread: int = 1
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        palette: Palette,
+        kind: str,
+        learns: bool,
+        spread: int = 1,
+        a_palette: Palette | None = None,
     ):
         super().__init__()
         device = layer.weight.device
@@ -63,7 +79,7 @@ class QuantLayer(nn.Module):
         self.register_buffer("weight_unit", torch.ones(len(layer.weight), device=device))
         self.register_buffer("phase", torch.tensor(NOISE, device=device))
         self.phase_index = NOISE
-        self.input = InputQuantizer(self.channels // spread, palette, kind, learns, device)
+        self.input = InputQuantizer(self.channels // spread, palette, kind, learns, device, a_palette)
         self.input.readers.append(self)
         self.read_bits()
 
@@ -80,11 +96,14 @@ class QuantLayer(nn.Module):
 
     def read_bits(self) -> None:
         """Mirror what the quantizer's bits imply (see TensorQuantizer)."""
-        self.kind, self.widths = self.input.kind, self.input.widths
-        self.bound = self._bound(self.bits)
+        self.kind = self.input.kind
+        pairs = _pairs(self.bits, self.a_bits)
+        self.pairs: tuple[Pair, ...] = tuple(sorted(set(pairs)))
+        self.widths = tuple(sorted({w for w, _ in self.pairs}))
+        self.bound = self._bound(pairs)
 
-    def _bound(self, bits: Tensor) -> int:
-        return accumulator_bound(bits.tolist(), self.input.kind, self.taps, self.groups)
+    def _bound(self, pairs: list[Pair]) -> int:
+        return accumulator_bound(pairs, self.input.kind, self.taps, self.groups)
 
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
@@ -94,22 +113,25 @@ class QuantLayer(nn.Module):
         self.phase.fill_(phase)
         self.phase_index = phase
 
-    def set_bits(self, bits: Tensor) -> None:
-        """Fix the precision of every channel of the input, for all layers that share it: integers, two values of 1..8 at most.
+    def set_bits(self, bits: Tensor, a_bits: Tensor | None = None) -> None:
+        """Fix the precision of every channel of the input, for all layers that share it: integers of 1..8.
 
+        bits: of the weights; a_bits: of the activations, the same if not given. At most two distinct pairs.
         Raises ValueError for anything else, or if a sum could pass int32.
         """
-        self.input.set_bits(bits)
+        self.input.set_bits(bits, a_bits)
 
-    def check_bits(self, bits: Tensor) -> None:
+    def check_bits(self, bits: Tensor, a_bits: Tensor) -> None:
         """Raises ValueError if the layer cannot have these bits of its input's channels."""
-        chosen = sorted(set(bits.tolist()))
-        if bits.shape != self.input.bits.shape or len(chosen) > 2 or chosen[0] < 1 or chosen[-1] > 8:
+        same_shape = bits.shape == a_bits.shape == self.input.bits.shape
+        chosen = sorted(set(_pairs(bits, a_bits))) if same_shape else []
+        if not 1 <= len(chosen) <= 2 or not all(1 <= width <= 8 for pair in chosen for width in pair):
+            values = sorted({*bits.tolist(), *a_bits.tolist()})
             raise ValueError(
-                f"got bits of shape {tuple(bits.shape)} with values {chosen}, "
+                f"got bits of shape {tuple(bits.shape)} with values {values}, "
                 f"expected {len(self.input.bits)} channels with at most two precisions in 1..8"
             )
-        bound = self._bound(self._features(bits))
+        bound = self._bound(_pairs(self._features(bits), self._features(a_bits)))
         if bound > INT32_MAX:
             raise ValueError(
                 f"sums of this layer may reach {bound}, more than int32 holds; use fewer bits or exclude the layer"
@@ -146,16 +168,21 @@ class QuantLayer(nn.Module):
         return self.input.learns
 
     @property
-    def palette(self) -> tuple[int, int]:
+    def palette(self) -> Palette:
         return self.input.palette
 
     @property
     def bits(self) -> Tensor:
-        """int64 [input features]: fixed precisions."""
+        """int64 [input features]: fixed precisions of the weights."""
+        return self._features(self.input.w_bits)
+
+    @property
+    def a_bits(self) -> Tensor:
+        """int64 [input features]: fixed precisions of the activations."""
         return self._features(self.input.bits)
 
     def learned_bits(self) -> Tensor:
-        """Bits of every input feature as a differentiable function of `precision`."""
+        """Bits of the weights of every input feature as a differentiable function of `precision`."""
         return self._features(self.input.learned_bits())
 
     def weight_scale(self) -> Tensor:
@@ -207,20 +234,20 @@ class QuantLayer(nn.Module):
             return self._exact(x, *self.shipped())
 
     def _noisy(self, x: Tensor) -> Tensor:
-        sigma = self._features(torch.sigmoid(self.precision))
+        sigma, a_sigma = (self._features(each) for each in self.input.learned_sigmas())
         scale = self._per_output(self.weight_scale())
         weight = noisy(self.weight, scale, along_weight(sigma, self.weight), WEIGHT_GRID, self.training)
-        x = noisy(x, self.input.scale_for(x, self._row), self._along_input(sigma), self.kind, self.training)
+        x = noisy(x, self.input.scale_for(x, self._row), self._along_input(a_sigma), self.kind, self.training)
         return self._product(x, weight)
 
     def _exact(self, x: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         input_scale = self.input.scale_for(x, self._row)
         levels_x = levels(x, input_scale, self._input_table())
         levels_w = levels(self.weight, self._per_output(self.weight_scale()), self.weight_table())
-        segments = segment_factor(self.bits, self.weight, self.kind, self.widths)
+        segments = segment_factor((self.bits, self.a_bits), self.weight, self.kind, self.pairs)
         if segments is not None:
             levels_w = levels_w * segments
-        factor = input_scale * 2.0 ** result_exponent(self.widths, self.kind)
+        factor = input_scale * 2.0 ** result_exponent(self.pairs, self.kind)
         y, _ = emulate(levels_x, levels_w, factor, weight_scale, bias, self._geometry, self.bound >= FLOAT32_EXACT)
         return y
 
@@ -235,7 +262,7 @@ class QuantLayer(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        bits = "learned" if self.phase_index == NOISE and self.learns_bits else "+".join(map(str, self.widths))
+        bits = "learned" if self.phase_index == NOISE and self.learns_bits else "+".join(map(name_of_pair, self.pairs))
         shape = f"{self.channels} -> {len(self.weight)}"
         return f"{shape}, bits={bits}, a_grid={self.kind}, phase={PHASES[self.phase_index]}"
 
@@ -247,8 +274,8 @@ class QuantLinear(QuantLayer):
     _row: tuple[int, ...] = (-1,)
     _geometry: tuple[int, ...] = ()
 
-    def __init__(self, layer: nn.Linear, palette: tuple[int, int], kind: str, learns: bool, spread: int = 1):
-        super().__init__(layer, palette, kind, learns, spread)
+    def __init__(self, layer: nn.Linear, *fields, **more):
+        super().__init__(layer, *fields, **more)
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def _along_input(self, values: Tensor) -> Tensor:
@@ -264,8 +291,8 @@ class QuantConv2d(QuantLayer):
     _channel_dim = -3
     _row = (-3, -2, -1)
 
-    def __init__(self, layer: nn.Conv2d, palette: tuple[int, int], kind: str, learns: bool):
-        super().__init__(layer, palette, kind, learns)
+    def __init__(self, layer: nn.Conv2d, *fields, **more):
+        super().__init__(layer, *fields, **more)
         self.place = Geometry.of(layer)
         self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
         self._geometry = self.place.ints()

@@ -133,6 +133,18 @@ def removed_at_exit(handle) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def _norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
 
@@ -143,21 +155,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Its initial statistics (0 and 1) would show every later layer inputs of the wrong size.
     """
-    modes = {module: module.training for module in model.modules()}
     fresh = [
         norm for norm in _norms(model) if norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
     ]
     momenta = [norm.momentum for norm in fresh]
-    model.eval()
     try:
         with ExitStack() as stack:
+            stack.enter_context(evaluating(model))
             for norm in fresh:
                 norm.momentum = 0.0
                 stack.enter_context(removed_at_exit(norm.register_forward_pre_hook(_use_batch)))
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         for norm, momentum in zip(fresh, momenta, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.zero_()

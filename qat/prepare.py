@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from .budget import attach
-from .config import Config
+from .config import AUTO, Config
 from .exactness import INT32_MAX, accumulator_bound
-from .layers import QuantConv2d, QuantLayer, QuantLinear
+from .layers import QuantConv2d, QuantLayer, QuantLinear, name_of_pair
 from .network import Network, add_edges, study
 from .norms import QuantNorm
 from .observe import Seen, observe
 from .placement import has_statistics
-from .tensors import fit_input
+from .targets import bytes_of, target_of
+from .tensors import Palette, fit_input
+from .tracing import swap
 
+Palettes = tuple[Palette, Palette]  # of the weights, of the activations
 KINDS = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
 
@@ -34,7 +37,7 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     Raises ValueError if the model was prepared before, is itself a layer, or has nothing to quantize.
     """
     _refuse_unpreparable(model)
-    names = _names(model)
+    names, float_bytes = _names(model), bytes_of(model)
     candidates = [layer for layer in names if type(layer) in KINDS]
     _refuse_unmatched(config, [names[layer] for layer in candidates])
     seen, result = observe(model, candidates, example_input)
@@ -57,7 +60,8 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     if config.edge_bits is not None:
         add_edges(model, network, config.edge_bits)
     model.soniq_floats = [network.untraced] if network.untraced else []
-    attach(model, config.target_bits, {name: reason for name, reason in left.items() if reason} | _unsupported(names))
+    reasons = {name: reason for name, reason in left.items() if reason} | _unsupported(names)
+    attach(model, target_of(model, config, list(quantized.values()), float_bytes), config, float_bytes, reasons)
     return model
 
 
@@ -66,7 +70,7 @@ def _share_inputs(model: nn.Module, network: Network) -> None:
     for names in network.readers.values():
         first, *others = (model.get_submodule(name) for name in names)
         for other in others:
-            mine, theirs = ((q.palette, q.learns, len(q.bits)) for q in (first.input, other.input))
+            mine, theirs = ((q.palette, q.a_palette, q.learns, len(q.bits)) for q in (first.input, other.input))
             if mine == theirs:
                 other.share_input(first)
 
@@ -101,19 +105,21 @@ def _unsupported(names: dict[nn.Module, str]) -> dict[str, str]:
     }
 
 
-def _palettes(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, tuple[int, int]]:
-    """(low, high) bits of every layer: the palette, or one fixed precision for the first and the last layer."""
+def _palettes(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, Palettes]:
+    """(low, high) bits of every layer's weights and activations: the palettes, or one fixed precision for the first and
+    the last layer."""
     last = max((s.order for s in seen.values()), default=0)
     fixed = {last: config.last_bits} | {0: config.first_bits or (config.last_bits if last == 0 else None)}
     bits = {layer: fixed.get(s.order) for layer, s in seen.items()}
-    return {layer: config.palette if b is None else (b, b) for layer, b in bits.items()}
+    learned = config.levels, config.a_palette or config.levels
+    return {layer: learned if b is None else ((b, b), (b, b)) for layer, b in bits.items()}
 
 
 def _reason_to_stay_float(
     layer: nn.Module,
     name: str,
     all_seen: dict[nn.Module, Seen],
-    palettes: dict[nn.Module, tuple[int, int]],
+    palettes: dict[nn.Module, Palettes],
     config: Config,
 ) -> str | None:
     seen = all_seen.get(layer)
@@ -129,32 +135,31 @@ def _reason_to_stay_float(
         return f"padding_mode is {layer.padding_mode!r}, only zeros are exact"
     if not seen.finite:
         raise ValueError(f"layer {name} reads NaN or infinity on example_input; give a batch on which the model works")
-    return _reason_of_size(layer, palettes[layer])
+    learned = config.palette == AUTO and palettes[layer][0] == config.levels
+    return _reason_of_size(layer, *(((1, 4), (1, 4)) if learned else palettes[layer]))
 
 
-def _reason_of_size(layer: nn.Module, palette: tuple[int, int]) -> str | None:
+def _reason_of_size(layer: nn.Module, palette: Palette, a_palette: Palette) -> str | None:
     """The widest sums this layer could be asked for must fit int32."""
     channels, taps = layer.weight.shape[1], layer.weight[0, 0].numel()
-    bound = accumulator_bound([palette[1]] * channels, "bipolar", taps, groups=1)
-    return None if bound <= INT32_MAX else f"sums of {channels * taps} products may pass int32 at {palette[1]} bits"
+    bound = accumulator_bound([(palette[1], a_palette[1])] * channels, "bipolar", taps, groups=1)
+    bits = name_of_pair((palette[1], a_palette[1]))
+    return None if bound <= INT32_MAX else f"sums of {channels * taps} products may pass int32 at {bits} bits"
 
 
 def _quantized(
-    layer: nn.Module, palette: tuple[int, int], seen: Seen, config: Config, norm: nn.Module | None, spread: int
+    layer: nn.Module, palettes: Palettes, seen: Seen, config: Config, norm: nn.Module | None, spread: int
 ) -> QuantLayer:
-    kind = config.a_grid
+    (palette, a_palette), kind = palettes, config.a_grid
     if kind == "auto":
         kind = "unsigned" if seen.smallest >= 0 else "bipolar"
     learns = palette[0] < palette[1]
-    if isinstance(layer, nn.Linear):
-        quantized = QuantLinear(layer, palette, kind, learns, spread)
-    else:
-        quantized = QuantConv2d(layer, palette, kind, learns)
+    quantized = KINDS[type(layer)](layer, palette, kind, learns, spread, a_palette)
     quantized.rows = max(1, seen.rows)
     quantized.norm = norm
     if config.a_scale == "per_row":
         quantized.input.scale_rows()
-    _start(quantized, config.target_bits if learns else palette[1], seen)
+    _start(quantized, config.start_bits if learns else palette[1], seen)
     quantized.training = layer.training  # not .train(): the batch norm keeps a mode of its own
     return quantized
 
@@ -171,26 +176,19 @@ def _start(layer: QuantLayer, bits: float, seen: Seen) -> None:
 
     8-bit inputs take the full range instead, and keep it: images of uint8 pixels then pass without loss.
     """
+    a_bits = layer.input.a_bits_at(bits)
     with torch.no_grad():
         layer.precision.fill_(precision_of(bits))
-        layer.set_bits(torch.full_like(layer.input.bits, round(bits)))
+        layer.set_bits(*(torch.full_like(layer.input.bits, round(each)) for each in (bits, a_bits)))
         layer.fit_weight_scale()
-    fit_input(layer.input, round(bits), seen)
-    if bits == 8 and seen.order == 0:
+    fit_input(layer.input, round(a_bits), seen)
+    if a_bits == 8 and seen.order == 0:
         layer.input.gain.requires_grad_(False)
 
 
 def precision_of(bits: float) -> float:
     """s with 1 + log2(1 + e^-s) = bits; just above 1 bit for 1, where s would be infinite."""
     return -math.log(2.0 ** (max(bits, 1.01) - 1) - 1)
-
-
-def swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
-    """Replace modules under every name they have."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in swaps:
-                parent._modules[name] = swaps[child]
 
 
 def _refuse_unreached(model: nn.Module, example_input: object, layers: list[QuantLayer], names: list[str]) -> None:

@@ -13,31 +13,34 @@ from soniq_kernels.activations import PER_ROW
 from soniq_kernels.packing import Plan
 
 from .edges import QuantEdge
+from .exactness import Pair
 from .nodes import Activation, Op
 from .packed_layers import PackedConv2d
 from .placement import fusable_layer, layer_behind, source
 
 
 class Format(NamedTuple):
-    """Codes of a tensor: the bits of every channel (one entry: of all), the grid, the scale.
+    """Codes of a tensor: the grid, the scale, and of every channel (one entry: of all) the bits of the weights that read it
+    and its own, since channels are stored as the layer sorts them.
 
     pixels: how often the channels repeat, in a flattened image.
     """
 
     kind: str
-    bits: tuple[int, ...]
+    bits: tuple[Pair, ...]
     scale: float
     pixels: int = 1
 
     @classmethod
-    def of(cls, kind: str, bits: Sequence[int], scale: float, pixels: int = 1) -> Format:
+    def of(cls, kind: str, bits: Sequence[Pair], scale: float, pixels: int = 1) -> Format:
         bits = tuple(bits) if len(set(bits)) > 1 else (bits[0],)
         return cls(kind, bits, float(scale), pixels)
 
     def codes(self, channels: int) -> tensors.Codes:
         """As the kernels say it, of a tensor with so many channels, all pixels counted."""
-        bits = np.resize(np.array(self.bits), channels)
-        return tensors.Codes(Plan.mixed(bits, a_grid=self.kind), np.float32(self.scale))
+        w_bits, a_bits = np.resize(np.array(self.bits), (channels, 2)).T
+        plan = Plan.mixed(w_bits=w_bits, a_bits=a_bits, a_grid=self.kind)
+        return tensors.Codes(plan, np.float32(self.scale))
 
     def part(self, start: int, channels: int) -> Format:
         bits = self.bits if len(self.bits) == 1 else self.bits[start : start + channels]
@@ -168,14 +171,14 @@ class Readings:
 def format_of(module: nn.Module) -> Format | None:
     """The codes that a packed layer or an edge reads; None of a layer that finds a scale for each row of float32."""
     if isinstance(module, QuantEdge):
-        return Format.of(module.kind, module.widths, float(module.scale()))
+        return Format.of(module.kind, [(module.widths[0],) * 2], float(module.scale()))
     weights = module.packed_weights()
     if weights.activation_scale == PER_ROW:
         return None
     segments, index = weights.plan.segments, weights.plan.segment_of()
-    bits = np.array([segment.a.bits for segment in segments])[index]
+    bits = [(segments[i].w.bits, segments[i].a.bits) for i in index.tolist()]
     pixels = getattr(module, "pixels", 1)
-    return Format.of(segments[0].a.kind, bits[: len(bits) // pixels].tolist(), float(weights.activation_scale), pixels)
+    return Format.of(segments[0].a.kind, bits[: len(bits) // pixels], float(weights.activation_scale), pixels)
 
 
 def _layouts(ops: Mapping[fx.Node, Op], modules: Mapping[str, nn.Module]) -> dict[fx.Node, str | None]:

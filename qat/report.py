@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,28 +16,33 @@ from soniq_kernels.activations import PER_ROW
 from soniq_kernels.weights import MANY_ROWS
 
 from .budget import unwrapped
-from .exactness import FLOAT32_EXACT, accumulator_bound
-from .layers import NOISE, QuantLayer
+from .cost import padding
+from .exactness import FLOAT32_EXACT, Pair, accumulator_bound
+from .layers import NOISE, QuantLayer, name_of_pair
 from .packed_layers import PackedLayer
+from .targets import bytes_of
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer. channels: {bits: input channels}, empty where bits are still learned or the layer is float.
+    """One layer. channels: {bits: input channels}, empty where bits are still learned or the layer is float; bits are a text
+    such as W2A8 where weights and activations have different ones.
 
-    kernel: of a packed layer the family that serves many rows.
+    kernel: of a packed layer the family that serves many rows. padding: products that the kernels compute on channels
+    that are not there, as a share of those that are (0.5: half as many again).
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
-    channels: dict[int, int]
+    channels: dict[int | str, int]
     average_bits: float
     bytes: int
     grid: str
     kernel: str
     bound: int | None
     isa: str = ""
+    padding: float = 0.0
 
     @property
     def weights(self) -> int:
@@ -54,10 +59,12 @@ class Report:
     """All layers with weights, in order of registration. print() it, or read the fields.
 
     floats: of a converted model, what stays float32 between its layers, and why; of a prepared one, why all of it will.
+    compression: of a converted model, bytes of the float model's state_dict over those of its own (a file adds its header).
     """
 
     layers: tuple[LayerReport, ...]
     floats: tuple[str, ...] = ()
+    compression: float | None = None
 
     @property
     def average_bits(self) -> float:
@@ -72,17 +79,19 @@ class Report:
         table = require("rich.table", extra="torch").Table(caption=self._caption(), caption_justify="left")
         for title, justify in (("layer", "left"), ("kind", "left"), ("weights", "right"), ("channels at bits", "left"),
                                ("average bits", "right"), ("bytes", "right"), ("input grid", "left"),
-                               ("largest sum", "right"), ("exact in", "left"), ("kernel", "left")):  # fmt: skip
+                               ("largest sum", "right"), ("exact in", "left"), ("padding", "right"), ("kernel", "left")):  # fmt: skip
             table.add_column(title, justify=justify)
         for l in self.layers:
-            channels = "  ".join(f"{count} at {bits}" for bits, count in sorted(l.channels.items()))
+            channels = "  ".join(f"{count} at {bits}" for bits, count in l.channels.items())
             bound = "" if l.bound is None else f"{l.bound:,}"
             table.add_row(l.name, l.kind, "x".join(map(str, l.shape)), channels, f"{l.average_bits:.2f}",
-                          f"{l.bytes:,}", l.grid, bound, l.exact_in, f"{l.kernel} on {l.isa}" if l.isa else l.kernel)  # fmt: skip
+                          f"{l.bytes:,}", l.grid, bound, l.exact_in, f"{l.padding:.0%}" if l.padding else "", f"{l.kernel} on {l.isa}" if l.isa else l.kernel)  # fmt: skip
         return table
 
     def _caption(self) -> str:
         text = f"{self.average_bits:.2f} bits a weight over the whole network (float weights count as 32), {self.bytes:,} bytes"
+        if self.compression is not None:
+            text += f", {self.compression:.1f} times smaller than the float model"
         return "\n".join([text, *(f"float32 between layers: {reason}" for reason in self.floats)])
 
     def __str__(self) -> str:
@@ -96,7 +105,10 @@ def report(model: nn.Module) -> Report:
     """Report on a prepared, frozen or converted model. Bytes before convert are an estimate: codes, scales and biases."""
     model = unwrapped(model)
     reasons = getattr(model, "soniq_left_float", {})
-    return Report(tuple(_rows(model, reasons)), tuple(getattr(model, "soniq_floats", ())))
+    rows = tuple(_rows(model, reasons))
+    packed = any(isinstance(module, PackedLayer) for module in model.modules())
+    before = getattr(model, "soniq_float_bytes", None) if packed else None
+    return Report(rows, tuple(getattr(model, "soniq_floats", ())), before and before / bytes_of(model))
 
 
 def _rows(model: nn.Module, reasons: dict[str, str]) -> Iterator[LayerReport]:
@@ -129,10 +141,23 @@ def _quantized_row(name: str, layer: QuantLayer) -> LayerReport:
     average = float(bits.mean())  # every input channel of a layer has the same number of weights
     vectors = 2 if layer.bias is not None or layer.norm is not None else 1
     size = math.ceil(average * layer.weight.numel() / 8) + 4 * vectors * len(layer.weight)
-    channels = {} if learning else dict(Counter(layer.bits.tolist()))
+    channels = {} if learning else _channels(zip(layer.bits.tolist(), layer.a_bits.tolist(), strict=True))
     kernel = "noise" if layer.phase_index == NOISE else "emulation"
-    return LayerReport(name, type(layer).__name__, tuple(layer.weight.shape), channels, average, size, _grid(layer.kind, layer.input.per_row), kernel,
-                       None if learning else layer.bound)  # fmt: skip
+    return LayerReport(name, type(layer).__name__, tuple(layer.weight.shape), channels, average, size,
+                       _grid(layer.kind, layer.input.per_row), kernel,
+                       None if learning else layer.bound, padding=0.0 if learning else _padding_of(layer))  # fmt: skip
+
+
+def _padding_of(layer: QuantLayer) -> float:
+    pairs = Counter(zip(layer.bits.tolist(), layer.a_bits.tolist(), strict=True))
+    width = layer.weight.shape[-1] if layer.taps > 1 else 1
+    return padding(pairs, width, layer.groups, len(layer.weight) // layer.groups, layer.rows)
+
+
+def _channels(pairs: Iterable[Pair]) -> dict[int | str, int]:
+    """{bits: channels}, fewest bits first."""
+    counts = sorted(Counter(pairs).items())
+    return {pair[0] if pair[0] == pair[1] else name_of_pair(pair): count for pair, count in counts}
 
 
 def _grid(kind: str, per_row: bool) -> str:
@@ -142,10 +167,13 @@ def _grid(kind: str, per_row: bool) -> str:
 def _packed_row(name: str, layer: PackedLayer) -> LayerReport:
     packed = layer.packed_weights()
     segments, shape = packed.plan.segments, tuple(packed.shape)
-    bits = np.array([segment.w.bits for segment in segments])[packed.plan.segment_of()]
+    pairs = [(segments[i].w.bits, segments[i].a.bits) for i in packed.plan.segment_of().tolist()]
+    bits = np.array([w for w, _ in pairs])
     kind, taps = segments[0].a.kind, math.prod(shape[1:-1])
     explanation = gemm.explain(np.zeros((MANY_ROWS, packed.plan.channels), np.float32), packed)
     shape = (shape[0], shape[-1], *shape[1:-1])  # OIHW, as torch says it
-    bound = accumulator_bound(bits.tolist(), kind, taps, packed.groups)
-    return LayerReport(name, type(layer).__name__, shape, dict(Counter(bits.tolist())), float(bits.mean()), packed.nbytes,
-                       _grid(kind, packed.activation_scale == PER_ROW), explanation.family, bound, explanation.isa)  # fmt: skip
+    bound = accumulator_bound(pairs, kind, taps, packed.groups)
+    return LayerReport(name, type(layer).__name__, shape, _channels(pairs), float(bits.mean()), packed.nbytes,
+                       _grid(kind, packed.activation_scale == PER_ROW), explanation.family, bound, explanation.isa,
+                       padding(Counter(pairs), shape[-1] if len(shape) > 2 else 1, packed.groups,
+                               len(packed.scale) // packed.groups, MANY_ROWS))  # fmt: skip

@@ -21,8 +21,7 @@ from .nodes import LEAVES
 from .norms import PackedNorm
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
 from .placement import Placement, insert
-from .prepare import swap
-from .tracing import Traced, Untraceable, give_forward, trace
+from .tracing import Traced, Untraceable, give_forward, swap, trace
 
 NOTHING_MORE: dict[str, Any] = {
     "pixels": {},

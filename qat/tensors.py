@@ -16,6 +16,8 @@ from .observe import Seen
 from .quantizer import LARGEST_SCALE, SMALLEST_SCALE, Table
 from .scales import fit_scale, learned
 
+Palette = tuple[int, int]
+
 
 class TensorQuantizer(nn.Module):
     """A tensor's grid and its one scale, or a scale of every row.
@@ -72,17 +74,26 @@ class TensorQuantizer(nn.Module):
 class InputQuantizer(TensorQuantizer):
     """What layers read: codes whose precision is learned channel by channel.
 
-    precision   Parameter [C]: s, from which the learned bits are 1 + log2(1 + e^-s)
-    palette     (low, high): the precisions a channel may have
+    precision   Parameter [C]: s, from which the learned bits of the weights are 1 + log2(1 + e^-s)
+    bits, w_bits  int64 [C]: fixed precisions of the tensor's channels, and of the weights that multiply them
+    palette     (low, high): the precisions the weights of a channel may have
+    a_palette   (low, high): those of the channel itself; a channel has both low or both high
     readers     the layers that share this quantizer; the first one owns it and has it in its state_dict
     """
 
     def __init__(
-        self, channels: int, palette: tuple[int, int], kind: str, learns: bool, device: torch.device | None = None
+        self,
+        channels: int,
+        palette: Palette,
+        kind: str,
+        learns: bool,
+        device: torch.device | None = None,
+        a_palette: Palette | None = None,
     ):
         self.readers: list[Any] = []
-        super().__init__(channels, palette[1], kind, device)
-        self.palette, self.learns = palette, learns
+        self.palette, self.a_palette, self.learns = palette, a_palette or palette, learns
+        super().__init__(channels, self.a_palette[1], kind, device)
+        self.register_buffer("w_bits", torch.full((channels,), palette[1], device=device))
         self.precision = nn.Parameter(torch.zeros(channels, device=device), requires_grad=learns)
 
     def _read_buffers(self) -> None:
@@ -91,15 +102,35 @@ class InputQuantizer(TensorQuantizer):
             layer.read_bits()
 
     def learned_bits(self) -> Tensor:
-        """Bits of every channel as a differentiable function of `precision`."""
+        """Bits of the weights of every channel as a differentiable function of `precision`."""
         return 1 + F.softplus(-self.precision) / math.log(2)
 
-    def set_bits(self, bits: Tensor) -> None:
+    def learned_sigmas(self) -> tuple[Tensor, Tensor]:
+        """2^(1 - bits) of the weights and of the activations: the same place between the two levels of their palettes."""
+        sigma = torch.sigmoid(self.precision)
+        if self.palette == self.a_palette:
+            return sigma, sigma
+        return sigma, torch.exp2(1 - self.a_bits_at(self.learned_bits())).clamp(max=1 - 2.0**-24)
+
+    def a_bits_at(self, bits: Any) -> Any:
+        """Bits of the activations where the weights have `bits`: the same place between the levels of the palettes."""
+        (low, high), (a_low, a_high) = self.palette, self.a_palette
+        return a_low + (bits - low) * ((a_high - a_low) / max(high - low, 1))
+
+    def set_bits(self, bits: Tensor, a_bits: Tensor | None = None) -> None:
         """Fix the precision of every channel, for all readers. Raises ValueError as `QuantLayer.set_bits`."""
+        a_bits = bits if a_bits is None else a_bits
         for layer in self.readers:
-            layer.check_bits(bits)
-        self.bits.copy_(bits)
+            layer.check_bits(bits, a_bits)
+        self.w_bits.copy_(bits)
+        self.bits.copy_(a_bits)
         self._read_buffers()
+
+    def set_high(self, is_high: Tensor, palette: Palette, a_palette: Palette) -> None:
+        """Fix every channel at the low or (bool [C]) the high level of these palettes, which are its own from now on."""
+        is_high = is_high.to(self.bits.device)
+        self.palette, self.a_palette = palette, a_palette
+        self.set_bits(*(torch.where(is_high, high, low) for low, high in (palette, a_palette)))
 
 
 def row_scale(x: Tensor, row: tuple[int, ...], kind: str, bits: int) -> Tensor:

@@ -60,6 +60,14 @@ def submodules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
+def swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
+    """Replace modules under every name they have."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in swaps:
+                parent._modules[name] = swaps[child]
+
+
 def _trace_as(model: nn.Module, tracer: fx.Tracer, training: bool) -> fx.Graph:
     modes = {module: module.training for module in model.modules()}
     try:

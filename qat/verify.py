@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from .budget import unwrapped
 from .freeze import frozen_layers
-from .observe import removed_at_exit, run
+from .observe import evaluating, removed_at_exit, run
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def verify(model: nn.Module, packed: nn.Module, batch: object) -> Verification:
     counterparts = dict(packed.named_modules())
     checks: list[Check] = []
     with ExitStack() as stack:
-        stack.enter_context(_eval(model))
-        stack.enter_context(_eval(packed))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(packed))
         for name, layer in layers:
             counterpart = _counterpart(name, counterparts)
             hook = layer.register_forward_hook(_comparison(name, counterpart, checks))
@@ -128,17 +128,3 @@ def _refuse_other_devices(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.is_cpu:
             raise ValueError(f"{name} is on {parameter.device}; verify runs on the CPU: copy.deepcopy(model).cpu()")
-
-
-class _eval:
-    """Eval mode for a while; every module gets its own mode back."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.modes = model, {module: module.training for module in model.modules()}
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_) -> None:
-        for module, training in self.modes.items():
-            module.training = training

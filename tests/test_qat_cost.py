@@ -13,7 +13,7 @@ from torch import nn
 from qat_nets import images, prepared_cnn, quant_layers
 from soniq_kernels import _core, isa, planner, qat
 from soniq_kernels.qat.budget import average_bits, learned_layers
-from soniq_kernels.qat.cost import LEAST_SAVING, bit_cost, product_ns, relative_time
+from soniq_kernels.qat.cost import LEAST_SAVING, bit_cost, layer_cost, product_ns, relative_time
 
 WIDTHS = [(w, a) for w in range(1, 9) for a in range(1, 9)]
 TIERS = [name for name in isa.available() if _core.candidates(name, 8, 8)]
@@ -148,11 +148,12 @@ def test_freeze_by_time_spends_the_budget_where_it_is_cheap(table):
         layers[1].precision.fill_(-1.1)
     qat.freeze(model, cost="time")
     assert layers[1].widths == (4,)
-    assert (
-        0
-        <= 2.5 - float(average_bits(layers, "time"))
-        < 2 * bit_cost(layers[0], "time") / sum(bit_cost(layer, "time") * layer.channels for layer in layers)
+    (chosen,) = model.soniq_palettes
+    one_more = (
+        layer_cost(layers[0], (2, 2), (4, 4), "time")[chosen.high[0] + 1]
+        - layer_cost(layers[0], (2, 2), (4, 4), "time")[chosen.high[0]]
     )
+    assert 0 <= chosen.budget - chosen.spent < one_more, "a second segment has to be padded, too"
 
 
 def test_freeze_by_time_can_spend_all(table):

@@ -31,8 +31,9 @@ CONVOLUTIONS = {
 
 
 def oracle_layout(layer: qat.QuantLayer) -> Layout:
-    pairs = tuple((Grid("bipolar", p), Grid(layer.kind, p)) for p in layer.widths)
-    return Layout(tuple(layer.widths.index(p) for p in layer.bits.tolist()), pairs)
+    pairs = tuple((Grid("bipolar", w), Grid(layer.kind, a)) for w, a in layer.pairs)
+    channels = zip(layer.bits.tolist(), layer.a_bits.tolist(), strict=True)
+    return Layout(tuple(map(layer.pairs.index, channels)), pairs)
 
 
 def oracle_output(model: nn.Module, x: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""Kernel blocks: what the kernels compute of a segment, which is more than its channels.
+
+A segment's run of codes (the channels of a Linear, the taps of one line of a convolution) is padded to whole steps of the
+kernel's inner loop: 64 channels of a bit plane, else 32 codes (csrc/pack.cpp). A second segment pads a second time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soniq_kernels import isa, planner
+
+
+class Block(NamedTuple):
+    """run: codes that a run is padded to; pixel: codes that a convolution's pixel is padded to."""
+
+    run: int
+    pixel: int
+
+
+BYTES, PLANES = Block(32, 4), Block(64, 64)
+
+
+def block_of(w_bits: int, a_bits: int, outputs: int, rows: int) -> Block:
+    """The block of the kernel that a layer with so many outputs (of a group) and rows would get."""
+    if isa.active() == "reference":
+        return Block(1, 1)
+    family = planner.choose(isa.active(), w_bits, a_bits, rows, outputs, 1024).family
+    return PLANES if family == "popcount" else BYTES
+
+
+def padded(count: NDArray[np.float64], width: int, block: Block) -> NDArray[np.float64]:
+    """Channels that are computed for segments of `count` each, where a line of the kernel has `width` taps."""
+    pixel = _up(count, block.pixel) if width > 1 else count
+    return _up(width * pixel, block.run) / width
+
+
+def _up(count: NDArray[np.float64], unit: int) -> NDArray[np.float64]:
+    return np.ceil(np.asarray(count, np.float64) / unit) * unit
