@@ -179,7 +179,8 @@ def test_freeze_hits_the_target_within_one_channel(target):
     layers = learned_layers(model)
     weights = sum(layer.weight.numel() for layer in layers)
     coarsest = max(2 * layer.weights_per_channel for layer in layers) / weights
-    assert 0 <= target - float(average_bits(layers)) < coarsest
+    spent = sum(int(layer.bits.sum()) * layer.weights_per_channel for layer in layers)
+    assert 0 <= target - spent / weights < coarsest
     used = {width for layer in layers for width in layer.widths}
     assert used == ({2} if target == 2 else {4} if target == 4 else {2, 4})
 
