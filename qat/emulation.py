@@ -113,12 +113,16 @@ def _gradients(ctx, grad, _):
         levels_x, acc, grad = (t.reshape(-1, t.shape[-1]) for t in (levels_x, acc, grad))
         factor = factor.reshape(-1, 1) if factor.dim() else factor
     rows = [0] if ctx.place is None else [0, 2, 3]
-    scaled = grad * _columns(weight_scale, ctx.place)
-    grad_scale = (grad * acc).mul_(factor).sum(rows) if ctx.needs_input_grad[3] else None
-    grad_factor = (scaled * acc).sum() if ctx.needs_input_grad[2] else None
+    grad_scale = grad_factor = None
+    if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+        weighted = grad * acc
+        along = (weighted * factor if factor.dim() else weighted).sum(rows)
+        grad_scale = along if factor.dim() else along * factor
+        grad_factor = (along * weight_scale).sum() if ctx.needs_input_grad[2] else None
     grad_bias = grad.sum(rows) if ctx.has_bias else None
     product = _linear_gradients if ctx.place is None else _convolution_gradients
-    grad_x, grad_w = product(scaled * factor, levels_x, levels_w, ctx.place, ctx.needs_input_grad[0])
+    grad = grad * (_columns(weight_scale, ctx.place) * factor)
+    grad_x, grad_w = product(grad, levels_x, levels_w, ctx.place, ctx.needs_input_grad[0])
     if grad_x is not None:
         grad_x = grad_x.reshape(shape)
     return grad_x, grad_w, grad_factor, grad_scale, grad_bias, None, None

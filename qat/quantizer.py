@@ -52,7 +52,7 @@ def levels(x: Tensor, scale: Tensor, table: Table) -> Tensor:
     Gradients: straight through where the code is inside 0..cmax, zero outside; for the scale the exact derivative with
     the rounding passed straight through, which is the one of LSQ once the output is multiplied by the scale again.
     """
-    return _levels(x, scale, *table)
+    return _levels(x, scale, *table)[0]
 
 
 def codes(x: Tensor, scale: Tensor, table: Table) -> Tensor:
@@ -68,35 +68,40 @@ def _affine(x: Tensor, scale: Tensor, numerator: Tensor, z: Tensor) -> Tensor:
 
 
 def _truncated(t: Tensor, cmax: Tensor) -> Tensor:
-    """Codes of x * r + z, in place where it can be; nothing is negative, so floor truncates. NaN gives code 0."""
-    return torch.minimum(t.clamp_(min=0), cmax).floor_().nan_to_num_(nan=0.0)
+    """Codes of t = x * r + z, which becomes floor(t); a code is not negative, so floor truncates. NaN gives code 0."""
+    t.nan_to_num_(nan=0.0).floor_()
+    return torch.clamp(t, torch.zeros_like(cmax), cmax)
 
 
 @torch.library.custom_op("soniq::fake_quantize", mutates_args=())
 def _levels(
     x: Tensor, scale: Tensor, numerator: Tensor, z: Tensor, cmax: Tensor, alpha: Tensor, beta: Tensor
-) -> Tensor:
-    return _truncated(_affine(x, scale, numerator, z), cmax).mul_(alpha).add_(beta)
+) -> tuple[Tensor, Tensor]:
+    """(levels, 1.0 where the code is inside 0..cmax and 0.0 where it was clipped)."""
+    t = _affine(x, scale, numerator, z)
+    c = _truncated(t, cmax)
+    inside = t.eq_(c)  # in place: a float, which multiplies faster than a bool
+    return c.mul_(alpha).add_(beta), inside
 
 
 @_levels.register_fake
 def _(x, scale, numerator, z, cmax, alpha, beta):
-    return torch.empty_like(x)
+    return torch.empty_like(x), torch.empty_like(x)
 
 
 def _keep(ctx, inputs, output):
-    x, scale, numerator, z, cmax, alpha, _ = inputs
-    ctx.save_for_backward(x, scale, numerator, z, cmax, alpha)
+    x, scale, numerator, _, _, alpha, _ = inputs
+    ctx.save_for_backward(x, scale, numerator, alpha, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _straight_through(ctx, grad):
-    x, scale, numerator, z, cmax, alpha = ctx.saved_tensors
-    r = numerator / scale
-    t = x * r + z
-    grad_x = grad * (alpha * r) * ((t >= 0) & (t < cmax + 1))
+def _straight_through(ctx, grad, _):
+    x, scale, numerator, alpha, inside = ctx.saved_tensors
+    grad_x = inside * grad
+    grad_x *= alpha * (numerator / scale)
     grad_scale = None
     if ctx.needs_input_grad[1]:
-        grad_scale = -(grad_x * x / scale).sum_to_size(scale.shape)
+        grad_scale = (grad_x * x).sum_to_size(scale.shape) / -scale
     return grad_x, grad_scale, None, None, None, None, None
 
 
@@ -109,9 +114,48 @@ def noisy(x: Tensor, scale: Tensor, sigma: Tensor, kind: str, noise: bool) -> Te
     sigma = 2^(1-p) broadcasts against x. Noise of half a step is what rounding to p bits does to a value, and it has a
     gradient to p. Returns real values (levels times 2^e times scale).
     """
-    top = 2 - sigma
-    bottom, half_step = (-top, sigma) if kind == "bipolar" else (torch.zeros_like(top), sigma / 2)
-    u = torch.clamp(x / scale, bottom, top)
-    if noise:
-        u = u + half_step * torch.empty_like(u).uniform_(-1, 1)
-    return u * scale
+    return _Noisy.apply(x, scale, sigma, kind == "bipolar", noise)
+
+
+class _Noisy(torch.autograd.Function):
+    """clip(x / scale) + half_step * eps, times scale. Written by hand: autograd's own chain takes three times as long."""
+
+    @staticmethod
+    def forward(ctx, x, scale, sigma, bipolar, noise):
+        top = scale * (2 - sigma)
+        half_step = scale * (sigma if bipolar else sigma / 2)
+        y = torch.clamp(x, -top if bipolar else torch.zeros_like(top), top)
+        clipped = x - y  # its sign says on which side
+        eps = _uniform(x) if noise else None
+        if eps is not None:
+            y = y.addcmul_(eps, half_step)
+        ctx.save_for_backward(scale, sigma, clipped, eps)
+        ctx.bipolar = bipolar
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        scale, sigma, clipped, eps = ctx.saved_tensors
+        side = clipped.sign()
+        grad_x = grad * (1 - side.abs())
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return grad_x, None, None, None, None
+        side = side if ctx.bipolar else side.clamp_(min=0)  # the lower end of an unsigned grid is 0 at any scale
+        shape = torch.broadcast_shapes(scale.shape, sigma.shape)
+        edge = (grad * side).sum_to_size(shape)
+        spread = torch.zeros_like(edge) if eps is None else (grad * eps).sum_to_size(shape)
+        if not ctx.bipolar:
+            spread = spread / 2
+        grad_scale = (edge * (2 - sigma) + spread * sigma).sum_to_size(scale.shape)
+        grad_sigma = ((spread - edge) * scale).sum_to_size(sigma.shape)
+        return grad_x, grad_scale, grad_sigma, None, None
+
+
+def _uniform(x: Tensor) -> Tensor:
+    """Noise in (-1, 1), shaped like x. On a CPU sixteen random bits each, centred: drawn three times as fast as floats."""
+    eps = torch.empty_like(x)
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return eps.uniform_(-1, 1)
+    words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
+    eps.copy_(words.view(torch.int16)[: x.numel()].view(x.shape))
+    return eps.add_(0.5).mul_(2.0**-15)
