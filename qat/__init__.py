@@ -13,10 +13,11 @@ from soniq_kernels._optional import require
 require("torch", extra="torch")
 
 from .between import float_tensors  # noqa: E402
-from .budget import bit_penalty, param_groups  # noqa: E402
+from .budget import bit_penalty, param_groups, penalize  # noqa: E402
 from .config import Config  # noqa: E402
 from .convert import convert  # noqa: E402
 from .distill import distill, teacher  # noqa: E402
+from .finite import check_finite  # noqa: E402
 from .freeze import fix_batch_norm, freeze  # noqa: E402
 from .layers import QuantConv2d, QuantLayer, QuantLinear  # noqa: E402
 from .packed_layers import PackedConv2d, PackedLayer, PackedLinear  # noqa: E402
@@ -34,6 +35,7 @@ __all__ = [
     "QuantLayer",
     "QuantLinear",
     "bit_penalty",
+    "check_finite",
     "convert",
     "distill",
     "fix_batch_norm",
@@ -41,6 +43,7 @@ __all__ = [
     "freeze",
     "load",
     "param_groups",
+    "penalize",
     "prepare",
     "report",
     "save",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from .config import AUTO, Config
 from .cost import Cost, bit_cost
@@ -83,7 +84,7 @@ def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0, co
     if not layers or layers[0].phase_index != NOISE:
         return torch.zeros((), device=root.soniq_multiplier.device)
     excess = average_bits(layers, cost or root.soniq_cost) - root.soniq_target_bits
-    if not torch.isfinite(excess):
+    if not torch.compiler.is_compiling() and not torch.isfinite(excess):  # a branch on data would break the graph
         raise FloatingPointError(
             f"the average bits are {excess.item()}: training has diverged; lower the learning rate of the precisions "
             "(param_groups(bits_lr=...)) or clip gradients, and resume from a checkpoint before this step"
@@ -91,6 +92,29 @@ def bit_penalty(model: nn.Module, rate: float = 0.01, stiffness: float = 1.0, co
     if root.training and torch.is_grad_enabled():
         root.soniq_multiplier += rate * excess.detach()
     return root.soniq_multiplier.clone() * excess + stiffness / 2 * excess.square()
+
+
+def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, **options) -> RemovableHandle:
+    """For loops with no place for another term in the loss: each step of the optimizer adds the gradient of `bit_penalty`.
+
+    It is added to the precisions right before the step, so it needs no loss scaling and counts once where gradients are
+    accumulated. options: those of `bit_penalty`. Returns a handle; its .remove() ends it. In the other phases it does nothing.
+    """
+
+    def add(*_) -> None:
+        precisions = [
+            layer.precision for layer in dict.fromkeys(learned_layers(model)) if layer.precision.requires_grad
+        ]
+        precisions = list(dict.fromkeys(precisions))
+        if not precisions:
+            return
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(bit_penalty(model, **options), precisions)
+        for precision, gradient in zip(precisions, gradients, strict=True):
+            precision.grad = gradient if precision.grad is None else precision.grad + gradient
+
+    prepared_root(model)
+    return optimizer.register_step_pre_hook(add)
 
 
 def param_groups(

@@ -23,14 +23,14 @@ class TensorQuantizer(nn.Module):
     """A tensor's grid and its one scale, or a scale of every row.
 
     bits         int64 [C] (or [1]: all channels alike): the precision of every channel once it is fixed
-    unit, gain   []: scale = unit * |gain|; the gain is learned
+    unit, gain   [], [1]: scale = unit * |gain|; the gain is learned
     kind         "unsigned" or "bipolar"
     per_row      the scale of a row follows from its largest value, as the kernels find it; unit and gain play no part
     """
 
     def __init__(self, channels: int, bits: int, kind: str, device: torch.device | None = None):
         super().__init__()
-        self.gain = nn.Parameter(torch.ones((), device=device))
+        self.gain = nn.Parameter(torch.ones(1, device=device))  # not a scalar, which fully_shard does not take
         self.register_buffer("unit", torch.ones((), device=device))
         self.register_buffer("bits", torch.full((channels,), bits, device=device))
         self.register_buffer("unsigned", torch.tensor(kind == "unsigned", device=device))
@@ -57,7 +57,7 @@ class TensorQuantizer(nn.Module):
 
     def scale(self, values: int = 1) -> Tensor:
         """float32 scalar; `values`: how many numbers of one sample it serves, for the size of its gradient."""
-        return learned(self.unit, self.gain, values)
+        return learned(self.unit, self.gain.squeeze(0), values)
 
     def scale_for(self, x: Tensor, row: tuple[int, ...] = (-1,)) -> Tensor:
         """The scale in a forward on x, whose first dimension is the batch; row: the dimensions that make one row."""
@@ -69,6 +69,11 @@ class TensorQuantizer(nn.Module):
         """The quantizer's constants for every channel; `along` shapes [C] to broadcast against the tensor."""
         bits = along(self.bits)
         return Table.of(self.kind, bits, bits.shape)
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """The parameter, gathered where fully_shard has split it; the gradient goes back to its shards."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 class InputQuantizer(TensorQuantizer):
@@ -103,7 +108,7 @@ class InputQuantizer(TensorQuantizer):
 
     def learned_bits(self) -> Tensor:
         """Bits of the weights of every channel as a differentiable function of `precision`."""
-        return 1 + F.softplus(-self.precision) / math.log(2)
+        return 1 + F.softplus(-whole(self.precision)) / math.log(2)
 
     def learned_sigmas(self) -> tuple[Tensor, Tensor]:
         """2^(1 - bits) of the weights and of the activations: the same place between the two levels of their palettes."""
