@@ -19,8 +19,8 @@ from .convert import convert  # noqa: E402
 from .distill import distill, teacher  # noqa: E402
 from .finite import check_finite  # noqa: E402
 from .freeze import fix_batch_norm, freeze  # noqa: E402
-from .layers import QuantConv2d, QuantLayer, QuantLinear  # noqa: E402
-from .packed_layers import PackedConv2d, PackedLayer, PackedLinear  # noqa: E402
+from .layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear  # noqa: E402
+from .packed_layers import PackedConv1d, PackedConv2d, PackedLayer, PackedLinear  # noqa: E402
 from .prepare import prepare  # noqa: E402
 from .report import report  # noqa: E402
 from .storage import load, save  # noqa: E402
@@ -28,9 +28,11 @@ from .verify import verify  # noqa: E402
 
 __all__ = [
     "Config",
+    "PackedConv1d",
     "PackedConv2d",
     "PackedLayer",
     "PackedLinear",
+    "QuantConv1d",
     "QuantConv2d",
     "QuantLayer",
     "QuantLinear",

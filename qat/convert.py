@@ -14,11 +14,11 @@ from .budget import prepared_root, unwrapped
 from .edges import PackedEdge, QuantEdge
 from .exactness import WEIGHT_GRID
 from .freeze import frozen_layers
-from .layers import QuantConv2d, QuantLayer
+from .layers import QuantConv1d, QuantConv2d, QuantLayer
 from .lower import lower
 from .nodes import LEAVES
 from .norms import PackedNorm, QuantNorm
-from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
+from .packed_layers import PackedConv1d, PackedConv2d, PackedLayer, PackedLinear
 from .tracing import Untraceable, give_forward, swap, trace
 
 UNFUSED = "soniq_unfused"  # the method that computes the network layer by layer
@@ -97,4 +97,6 @@ def pack_layer(layer: QuantLayer) -> PackedLayer:
         bias=None if bias is None else bias.numpy(),
         activation_scale=PER_ROW if layer.input.per_row else float(layer.input.scale()),
     )
-    return PackedConv2d(packed, layer.place) if isinstance(layer, QuantConv2d) else PackedLinear(packed, layer.spread)
+    if not isinstance(layer, QuantConv2d):
+        return PackedLinear(packed, layer.spread)
+    return (PackedConv1d if isinstance(layer, QuantConv1d) else PackedConv2d)(packed, layer.place)

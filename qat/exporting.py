@@ -10,8 +10,9 @@ from torch import fx, nn
 
 from soniq_kernels import network, tensors
 
+from .layouts import CHANGES
 from .nodes import LEAVES, op_of
-from .packed_layers import PackedConv2d, PackedLayer
+from .packed_layers import PackedConv1d, PackedConv2d, PackedLayer
 from .tracing import submodules, trace
 
 Names = str | list[str]
@@ -39,7 +40,11 @@ class _Export(fx.Interpreter):
     def network(self) -> network.Network:
         result = self.run(enable_io_processing=False)
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-        return network.Network(self.nodes, self.layers, self.known, self.inputs, outputs, layout="NCHW")
+        return network.Network(self.nodes, self.layers, self.known, self.inputs, outputs, self._layout())
+
+    def _layout(self) -> str:
+        lines = any(isinstance(module, PackedConv1d) for module in self.modules_by_name.values())
+        return "NCL" if lines else "NCHW"
 
     def run_node(self, node: fx.Node) -> Names:
         self.node = node
@@ -58,13 +63,15 @@ class _Export(fx.Interpreter):
         return self._layer(target, module, *args, **kwargs)
 
     def call_function(self, target, args, kwargs) -> Names:
+        if target in CHANGES:  # the network knows the layout of what comes and goes
+            return args[0]
         if target is operator.getitem and isinstance(args[0], list):
             return args[0][args[1]]
         name = str(target).removeprefix("soniq.").removesuffix(".default")
         return _OPS[name](self, *args) if name in _OPS else self._float(args)
 
     def call_method(self, target, args, kwargs) -> Names:
-        return args[0] if target == "permute" else self._float(args)  # between torch's layout and that of the kernels
+        return self._float(args)
 
     # --- nodes
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Geometry(NamedTuple):
-    """Stride, padding (top, bottom, left, right), dilation and groups of a 2-D convolution."""
+    """Stride, padding (top, bottom, left, right), dilation and groups of a convolution; a 1-D one has height 1."""
 
     stride: tuple[int, int]
     padding: tuple[int, int, int, int]
@@ -17,9 +17,10 @@ class Geometry(NamedTuple):
     groups: int
 
     @classmethod
-    def of(cls, layer: nn.Conv2d) -> Geometry:
-        """The geometry of a Conv2d, its padding spelled out."""
-        return cls(tuple(layer.stride), _padding(layer), tuple(layer.dilation), layer.groups)
+    def of(cls, layer: nn.Conv1d | nn.Conv2d) -> Geometry:
+        """The geometry of a convolution, its padding spelled out."""
+        stride, dilation = ((1, *size)[-2:] for size in (layer.stride, layer.dilation))
+        return cls(stride, _padding(layer), dilation, layer.groups)
 
     @classmethod
     def of_ints(cls, ints: Sequence[int]) -> Geometry | None:
@@ -47,13 +48,14 @@ class Geometry(NamedTuple):
         return (size - self.dilation[axis] * (kernel - 1) - 1) // self.stride[axis] + 1
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+def _padding(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, int, int, int]:
     if layer.padding == "valid":
         return (0, 0, 0, 0)
     if layer.padding == "same":
-        height, width = (d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        sizes = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        height, width = (0, *sizes)[-2:]
         return (height // 2, height - height // 2, width // 2, width - width // 2)
-    vertical, horizontal = layer.padding
+    vertical, horizontal = (0, *layer.padding)[-2:]
     return (vertical, vertical, horizontal, horizontal)
 
 

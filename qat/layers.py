@@ -1,4 +1,4 @@
-"""QuantLinear and QuantConv2d: they hold the float layer's own parameters and compute what the kernels will compute.
+"""QuantLinear, QuantConv1d and QuantConv2d: they hold the float layer's own parameters and compute what the kernels will compute.
 
 Three phases, kept in the buffer `phase`:
     NOISE  bits are learned: uniform noise of half a step stands for rounding
@@ -44,9 +44,12 @@ def name_of_pair(pair: Pair) -> str:
     return str(pair[0]) if pair[0] == pair[1] else f"W{pair[0]}A{pair[1]}"
 
 
-def channels_of(layer: nn.Linear | nn.Conv2d) -> int:
+FloatLayer = nn.Linear | nn.Conv1d | nn.Conv2d
+
+
+def channels_of(layer: FloatLayer) -> int:
     """Input channels of a convolution, input features of a Linear."""
-    return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 class QuantLayer(nn.Module):
@@ -62,7 +65,7 @@ class QuantLayer(nn.Module):
 
     def __init__(
         self,
-        layer: nn.Linear | nn.Conv2d,
+        layer: FloatLayer,
         palette: Palette,
         kind: str,
         learns: bool,
@@ -198,12 +201,17 @@ class QuantLayer(nn.Module):
             self.weight_gain.fill_(1)
 
     def weight_table(self) -> Table:
-        bits = along_weight(self.bits, self.weight)
+        bits = along_weight(self.bits, self.kernel)
         return Table.of(WEIGHT_GRID, bits, bits.shape)
 
+    @property
+    def kernel(self) -> Tensor:
+        """The weight as it multiplies: [N, K] or OIHW."""
+        return self.weight
+
     def weight_codes(self) -> Tensor:
-        """uint8 codes, shaped like the weight: what `convert` packs."""
-        return codes(self.weight.detach(), self._per_output(self.weight_scale()), self.weight_table())
+        """uint8 codes, shaped like `kernel`: what `convert` packs."""
+        return codes(self.kernel.detach(), self._per_output(self.weight_scale()), self.weight_table())
 
     def shipped(self) -> tuple[Tensor, Tensor | None]:
         """(scale, bias) of the epilogue, float32 [O], a batch norm folded in with its running statistics."""
@@ -217,7 +225,7 @@ class QuantLayer(nn.Module):
         return fold_batch_norm(scale, bias, weight, shift, norm.running_mean, norm.running_var, norm.eps)
 
     def _per_output(self, scale: Tensor) -> Tensor:
-        return scale.view(-1, *[1] * (self.weight.dim() - 1))
+        return scale.view(-1, *[1] * (self.kernel.dim() - 1))
 
     # --- forward
 
@@ -228,23 +236,26 @@ class QuantLayer(nn.Module):
             x = x.float()
             if self.phase_index == NOISE:
                 y = self._noisy(x)
-                return y if self.norm is None else self.norm(y)
+                return y if self.norm is None else self._normalized(y)
             if self.norm is not None and self.norm.training and self.phase_index == EXACT:
-                return self.norm(self._exact(x, self.weight_scale(), self.bias))
+                return self._normalized(self._exact(x, self.weight_scale(), self.bias))
             return self._exact(x, *self.shipped())
+
+    def _normalized(self, y: Tensor) -> Tensor:
+        return self.norm(y)
 
     def _noisy(self, x: Tensor) -> Tensor:
         sigma, a_sigma = (self._features(each) for each in self.input.learned_sigmas())
         scale = self._per_output(self.weight_scale())
-        weight = noisy(self.weight, scale, along_weight(sigma, self.weight), WEIGHT_GRID, self.training)
+        weight = noisy(self.kernel, scale, along_weight(sigma, self.kernel), WEIGHT_GRID, self.training)
         x = noisy(x, self.input.scale_for(x, self._row), self._along_input(a_sigma), self.kind, self.training)
         return self._product(x, weight)
 
     def _exact(self, x: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         input_scale = self.input.scale_for(x, self._row)
         levels_x = levels(x, input_scale, self._input_table())
-        levels_w = levels(self.weight, self._per_output(self.weight_scale()), self.weight_table())
-        segments = segment_factor((self.bits, self.a_bits), self.weight, self.kind, self.pairs)
+        levels_w = levels(self.kernel, self._per_output(self.weight_scale()), self.weight_table())
+        segments = segment_factor((self.bits, self.a_bits), self.kernel, self.kind, self.pairs)
         if segments is not None:
             levels_w = levels_w * segments
         factor = input_scale * 2.0 ** result_exponent(self.pairs, self.kind)
@@ -291,7 +302,7 @@ class QuantConv2d(QuantLayer):
     _channel_dim = -3
     _row = (-3, -2, -1)
 
-    def __init__(self, layer: nn.Conv2d, *fields, **more):
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d, *fields, **more):
         super().__init__(layer, *fields, **more)
         self.place = Geometry.of(layer)
         self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
@@ -308,3 +319,17 @@ class QuantConv2d(QuantLayer):
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         y = convolve(x, weight, self.place)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+
+class QuantConv1d(QuantConv2d):
+    """A quantized nn.Conv1d: x [B, C, L] (or [C, L]), zero padding only; computed as an image of height 1."""
+
+    @property
+    def kernel(self) -> Tensor:
+        return self.weight.unsqueeze(-2)
+
+    def _normalized(self, y: Tensor) -> Tensor:
+        return self.norm(y.squeeze(-2)).unsqueeze(-2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.unsqueeze(-2)).squeeze(-2)

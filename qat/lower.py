@@ -22,6 +22,7 @@ from soniq_kernels import tensors
 
 from .between import between, name_of
 from .edges import QuantAvgPool2d
+from .layouts import FIRST, LAST
 from .nodes import Activation, Op
 from .placement import ops_of, source
 from .readings import FLOATS, Reading, Readings, format_of
@@ -110,7 +111,8 @@ class _Emission:
 
     def _last(self, y: fx.Node, node: fx.Node) -> fx.Node:
         """Float32 with channels last."""
-        return self.graph.call_method("permute", (y, 0, 2, 3, 1)) if self.readings.layout[node] == "image" else y
+        change = LAST.get(self.readings.layout[node])
+        return y if change is None else self.graph.call_function(change, (y,))
 
     def _call(self, function, *args) -> fx.Node:
         return self.graph.call_function(function, args)
@@ -139,8 +141,8 @@ class _Emission:
         elif flat:
             self.floats[node] = self.graph.call_method("flatten", (y, 1))
         else:
-            image = self.readings.layout[node] == "image"
-            self.floats[node] = self.graph.call_method("permute", (y, 0, 3, 1, 2)) if image else y
+            change = FIRST.get(self.readings.layout[node])
+            self.floats[node] = y if change is None else self.graph.call_function(change, (y,))
 
     def _layer(self, node: fx.Node, op: Op) -> None:
         if node not in self.readings.fused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class Op:
     "flatten", "concat", "same", "passed", "norm" (batch norm behind an activation function), "input", "output" or "other".
 
     inputs: the tensors it reads. window: (kernel, stride, padding) of a pool; an average without one is of the whole image,
-    or of each of `parts` (rows, columns) of it. flat: an average is [B, C] instead of [B, C, 1, 1].
+    or of each of `parts` (rows, columns) of it. layout: "line" of a 1-D pool, whose height is 1. flat: an average is [B, C] instead of [B, C, 1, 1].
     """
 
     kind: str
@@ -37,6 +37,7 @@ class Op:
     window: tuple[Pair, Pair, Pair] | None = None
     parts: Pair = (1, 1)
     flat: bool = False
+    layout: str = "image"
 
 
 def op_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Op:
@@ -81,8 +82,8 @@ def _activation_module(module: nn.Module, read) -> Op:
     return Op("activation", read, kind or ("hardtanh", float(module.min_val), float(module.max_val)))
 
 
-def _max_pool_module(module: nn.MaxPool2d, read) -> Op | None:
-    return _max_pool(
+def _max_pool_module(module: nn.MaxPool1d | nn.MaxPool2d, read) -> Op | None:
+    return (_max_pool_line if isinstance(module, nn.MaxPool1d) else _max_pool)(
         read,
         module.kernel_size,
         module.stride,
@@ -116,6 +117,7 @@ _MODULES: dict[type, Callable[..., Op | None]] = {
     nn.ReLU: _activation_module,
     nn.ReLU6: _activation_module,
     nn.Hardtanh: _activation_module,
+    nn.MaxPool1d: _max_pool_module,
     nn.MaxPool2d: _max_pool_module,
     nn.AvgPool2d: _avg_pool_module,
     nn.AdaptiveAvgPool2d: _adaptive_module,
@@ -162,6 +164,22 @@ def _max_pool(read, kernel, stride, padding, dilation, ceil_mode, return_indices
     return Op("max_pool", read, window=(_pair(kernel), _pair(kernel if stride is None else stride), _pair(padding)))
 
 
+def _max_pool_line_call(
+    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+) -> Op | None:
+    return _max_pool_line((input,), kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def _max_pool_line(read, kernel, stride, padding, dilation, ceil_mode, return_indices) -> Op | None:
+    """As an image of height 1."""
+    kernel, stride, padding, dilation = (
+        value[0] if isinstance(value, (tuple, list)) else value
+        for value in (kernel, kernel if stride is None else stride, padding, dilation)
+    )
+    found = _max_pool(read, (1, kernel), (1, stride), (0, padding), dilation, ceil_mode, return_indices)
+    return None if found is None else replace(found, layout="line")
+
+
 def _avg_pool_call(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
@@ -204,7 +222,7 @@ _FUNCTIONS: dict[object, Callable[..., Op | None]] = {
     F.relu: _activation("relu"), torch.relu: _activation("relu"), torch.relu_: _activation("relu"),
     F.relu6: _activation("relu6"), F.hardtanh: _hardtanh,
     operator.add: _add, operator.iadd: _add, torch.add: _add,
-    F.max_pool2d: _max_pool_call, F.avg_pool2d: _avg_pool_call,
+    F.max_pool1d: _max_pool_line_call, F.max_pool2d: _max_pool_call, F.avg_pool2d: _avg_pool_call,
     F.adaptive_avg_pool2d: lambda input, output_size: _adaptive((input,), output_size),
     torch.mean: _mean, torch.cat: _concat, torch.concat: _concat, torch.flatten: _flatten,
 }  # fmt: skip

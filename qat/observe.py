@@ -90,7 +90,8 @@ def observe(model: nn.Module, layers: list[nn.Module], example_input: object) ->
 
 
 def _rows_of_one_sample(layer: nn.Module, output: torch.Size) -> int:
-    return math.prod(output[-2:] if isinstance(layer, nn.Conv2d) else output[1:-1])
+    places = len(getattr(layer, "kernel_size", ()))  # of a Linear there are none
+    return math.prod(output[-places:] if places else output[1:-1])
 
 
 def run(context, model: nn.Module, example_input: object) -> object:

@@ -1,4 +1,4 @@
-"""PackedLinear and PackedConv2d: what convert puts in place of the quantized layers."""
+"""PackedLinear, PackedConv1d and PackedConv2d: what convert puts in place of the quantized layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from soniq_kernels import packing, torch_ops
 
 from .geometry import Geometry
+from .layouts import line_last
 from .norms import PackedNorm, affine
 
 
@@ -114,7 +115,7 @@ class PackedConv2d(PackedLayer):
 
     def _plain(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
-            return self._plain(x.unsqueeze(0)).squeeze(0)
+            return PackedConv2d._plain(self, x.unsqueeze(0)).squeeze(0)
         place = self.place
         return torch.ops.soniq.conv2d(
             x, self.packed, self.outputs, self.kernel_size, place.stride, place.padding, place.dilation
@@ -134,3 +135,13 @@ class PackedConv2d(PackedLayer):
             outs,
             *rest,
         )
+
+
+class PackedConv1d(PackedConv2d):
+    """A Conv1d on the kernels: x [B, C, L] (or [C, L]), an image of height 1; codes are [B, 1, L, C]."""
+
+    def _entered(self, x: Tensor) -> Tensor:
+        return line_last(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return super()._plain(x.unsqueeze(-2)).squeeze(-2)

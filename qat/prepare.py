@@ -1,4 +1,4 @@
-"""prepare: swap the Linear and Conv2d layers of a float model for quantized ones, in place."""
+"""prepare: swap the Linear, Conv1d and Conv2d layers of a float model for quantized ones, in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from .budget import attach
 from .config import AUTO, Config
 from .exactness import INT32_MAX, accumulator_bound
-from .layers import QuantConv2d, QuantLayer, QuantLinear, name_of_pair
+from .layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear, name_of_pair
 from .network import Network, add_edges, study
 from .norms import QuantNorm
 from .observe import Seen, observe
@@ -21,7 +21,8 @@ from .tensors import Palette, fit_input
 from .tracing import swap
 
 Palettes = tuple[Palette, Palette]  # of the weights, of the activations
-KINDS = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
+KINDS = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d}
+SUPPORTED = "Linear, Conv1d or Conv2d"
 WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
 
 
@@ -45,7 +46,7 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     left = {names[layer]: _reason_to_stay_float(layer, names[layer], seen, palettes, config) for layer in candidates}
     taken = [layer for layer in candidates if left[names[layer]] is None]
     if not taken:
-        listing = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or "it has no Linear or Conv2d"
+        listing = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or f"it has no {SUPPORTED}"
         raise ValueError(f"prepare found no layer to quantize in this {type(model).__name__} ({listing})")
     folded = {layer: norm for layer in taken if config.fold_batch_norm and (norm := _foldable(layer, seen[layer].norm))}
     network = study(model, taken, folded.values(), example_input, result)
@@ -86,9 +87,7 @@ def _refuse_unpreparable(model: nn.Module) -> None:
 def _refuse_unmatched(config: Config, names: list[str]) -> None:
     for pattern in config.exclude:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"exclude has {pattern!r}, which matches no Linear or Conv2d; there are: {', '.join(names)}"
-            )
+            raise ValueError(f"exclude has {pattern!r}, which matches no {SUPPORTED}; there are: {', '.join(names)}")
 
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:
@@ -97,7 +96,7 @@ def _names(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _unsupported(names: dict[nn.Module, str]) -> dict[str, str]:
-    """Layers with weights that are neither a Linear nor a Conv2d (subclasses may compute something else)."""
+    """Layers with weights that are no Linear, Conv1d or Conv2d (subclasses may compute something else)."""
     return {
         name: f"a {type(module).__name__} is not supported"
         for module, name in names.items()
@@ -131,7 +130,7 @@ def _reason_to_stay_float(
         return f"its weight is {layer.weight.dtype}, not float32"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has forward hooks"
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+    if not isinstance(layer, nn.Linear) and layer.padding_mode != "zeros":
         return f"padding_mode is {layer.padding_mode!r}, only zeros are exact"
     if not seen.finite:
         raise ValueError(f"layer {name} reads NaN or infinity on example_input; give a batch on which the model works")
@@ -166,7 +165,7 @@ def _quantized(
 
 def _foldable(layer: nn.Module, norm: nn.Module | None) -> nn.Module | None:
     """The norm, if it has fixed statistics, float32, no hooks, and is of the kind that normalises the output channels."""
-    expected = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+    expected = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
     fits = type(norm) is expected and norm.num_features == len(layer.weight) and has_statistics(norm)
     return norm if fits else None
 

@@ -15,7 +15,7 @@ from soniq_kernels.packing import Plan
 from .edges import QuantEdge
 from .exactness import Pair
 from .nodes import Activation, Op
-from .packed_layers import PackedConv2d
+from .packed_layers import PackedConv1d, PackedConv2d
 from .placement import fusable_layer, layer_behind, source
 
 
@@ -90,7 +90,7 @@ class Readings:
 
     def _layer(self, node: fx.Node, op: Op) -> None:
         layer = self.modules[node.target]
-        fits = self.layout[op.inputs[0]] in (None, "image" if isinstance(layer, PackedConv2d) else "rows")
+        fits = self.layout[op.inputs[0]] in (None, _layout_of(layer))
         self._want(op.inputs[0], Reading(None, format_of(layer)) if fits else FLOATS)
         self._written(node)
 
@@ -144,7 +144,7 @@ class Readings:
     _passed = _same
 
     def _max_pool(self, node: fx.Node, op: Op) -> None:
-        if self.layout[op.inputs[0]] != "image" or FLOATS in self.of[node]:
+        if self.layout[op.inputs[0]] != op.layout or FLOATS in self.of[node]:
             return self._stays(node, op, "its result is read as float32")
         self._want(op.inputs[0], *self.of[node])
 
@@ -181,13 +181,19 @@ def format_of(module: nn.Module) -> Format | None:
     return Format.of(segments[0].a.kind, bits[: len(bits) // pixels], float(weights.activation_scale), pixels)
 
 
+def _layout_of(layer: nn.Module) -> str:
+    if isinstance(layer, PackedConv1d):
+        return "line"
+    return "image" if isinstance(layer, PackedConv2d) else "rows"
+
+
 def _layouts(ops: Mapping[fx.Node, Op], modules: Mapping[str, nn.Module]) -> dict[fx.Node, str | None]:
-    """ "image": NCHW in torch, NHWC as codes. "rows": channels last in both. None: not known."""
+    """ "image": NCHW in torch, NHWC as codes. "line": NCL in torch, NHWC of height 1 as codes. "rows": channels last in both. None: not known."""
     found: dict[fx.Node, str | None] = {}
     for node, op in ops.items():
         match op.kind:
             case "layer":
-                found[node] = "image" if isinstance(modules[node.target], PackedConv2d) else "rows"
+                found[node] = _layout_of(modules[node.target])
             case "average":
                 found[node] = "rows" if modules[node.target].flat else "image"
             case "flatten":

@@ -19,12 +19,13 @@ from .geometry import Geometry
 from .network import EDGES, PREFIX
 from .nodes import LEAVES
 from .norms import PackedNorm
-from .packed_layers import PackedConv2d, PackedLayer, PackedLinear
+from .packed_layers import PackedConv1d, PackedConv2d, PackedLayer, PackedLinear
 from .placement import Placement, insert
 from .tracing import Traced, Untraceable, give_forward, swap, trace
 
 NOTHING_MORE: dict[str, Any] = {
     "pixels": {},
+    "lines": [],
     "norms": {},
     "edges": {},
     "placement": None,
@@ -66,7 +67,8 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
             raise ValueError(f"{path} names the layer {name} but holds no {name}.packed; save the network again")
         weights = torch_ops.weights_from_tensor(tensors[f"{name}.packed"])
         place, pixels = Geometry.of_ints(ints), description["pixels"].get(name, 1)
-        packed = PackedLinear(weights, pixels) if place is None else PackedConv2d(weights, place)
+        convolution = PackedConv1d if name in description["lines"] else PackedConv2d
+        packed = PackedLinear(weights, pixels) if place is None else convolution(weights, place)
         swaps[_module(modules, name)] = packed
     swap(model, swaps)
     if description["edges"]:
@@ -94,6 +96,7 @@ def _fields(packed: nn.Module) -> dict[str, Any]:
     modules = list(packed.named_modules())
     return {
         "pixels": {name: module.pixels for name, module in modules if getattr(module, "pixels", 1) > 1},
+        "lines": [name for name, module in modules if isinstance(module, PackedConv1d)],
         "norms": {name: len(module.g) for name, module in modules if isinstance(module, PackedNorm)},
         "edges": {name: _edge_fields(edge) for name, edge in getattr(packed, EDGES, nn.Module()).named_children()},
         "placement": getattr(packed, "soniq_placement", None),

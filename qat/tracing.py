@@ -13,6 +13,8 @@ from typing import Any, SupportsIndex
 import torch
 from torch import fx, nn
 
+from .layouts import CHANGES
+
 _numbers = count()
 VIEW = (
     "soniq_view"  # meta of a node: the user wrote a view, which the layout of a quantized layer's result does not allow
@@ -27,7 +29,7 @@ class _Tracer(fx.Tracer):
     """Leaves are torch's own layers and those named; everything else is looked into."""
 
     def __init__(self, leaves: tuple[type, ...], method: str):
-        super().__init__()
+        super().__init__(autowrap_functions=CHANGES)
         self.leaves, self.traced_func_name = leaves, method
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:

@@ -14,7 +14,7 @@ from soniq_kernels.weights import PackedWeights
 if TYPE_CHECKING:
     from soniq_kernels.network import Network, Node
 
-LAYOUTS = ("NHWC", "NCHW")
+LAYOUTS = ("NHWC", "NCHW", "NCL")
 _PLACE = frozenset({"stride", "padding", "dilation"})
 _EPILOGUE = frozenset({"layer", "residual", "activation"})
 # op -> the attributes that it may have, besides its inputs and outputs

@@ -123,7 +123,7 @@ class Network:
         layers: packed weights by name.
         tensors: by name, `tensors.Codes(plan, scale)` (or the pair) for codes, None for float32; of every tensor.
         inputs, outputs: names of tensors. An input that is codes takes uint8 in the original order of channels, such as images.
-        layout: of the images that `run` takes and gives: "NHWC" or "NCHW".
+        layout: of the images that `run` takes and gives: "NHWC" or "NCHW"; "NCL" of lines, images of height 1.
 
     Raises:
         ValueError: what does not fit, and at which node.
@@ -214,11 +214,16 @@ class Network:
             raise ValueError(f"{name} has no axis; expected rows or images")
         if self.layout == "NCHW" and array.ndim == 4:
             array = array.transpose(0, 2, 3, 1)
+        if self.layout == "NCL" and array.ndim == 3:
+            array = array.transpose(0, 2, 1)[:, None]
         return _arrays.floats(array, name) if codes is None else Activations.from_codes(array, *codes)
 
     def _leaving(self, y: Any) -> NDArray[Any]:
         array = y.codes() if isinstance(y, Activations) else y
-        return array.transpose(0, 3, 1, 2) if self.layout == "NCHW" and array.ndim == 4 else array
+        if array.ndim != 4 or self.layout == "NHWC":
+            return array
+        array = array.transpose(0, 3, 1, 2)
+        return array[:, :, 0] if self.layout == "NCL" else array
 
     # ---- files -----------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
