@@ -235,14 +235,13 @@ class QuantLayer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if self.phase_index == NOISE:
-                y = self._noisy(x)
-                return y if self.norm is None else self._normalized(y)
+                return self._normalized(self._noisy(x))
             if self.norm is not None and self.norm.training and self.phase_index == EXACT:
                 return self._normalized(self._exact(x, self.weight_scale(), self.bias))
             return self._exact(x, *self.shipped())
 
     def _normalized(self, y: Tensor) -> Tensor:
-        return self.norm(y)
+        return y if self.norm is None else self.norm(y)
 
     def _noisy(self, x: Tensor) -> Tensor:
         sigma, a_sigma = (self._features(each) for each in self.input.learned_sigmas())
@@ -329,7 +328,7 @@ class QuantConv1d(QuantConv2d):
         return self.weight.unsqueeze(-2)
 
     def _normalized(self, y: Tensor) -> Tensor:
-        return self.norm(y.squeeze(-2)).unsqueeze(-2)
+        return super()._normalized(y.squeeze(-2)).unsqueeze(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.unsqueeze(-2)).squeeze(-2)

@@ -109,7 +109,7 @@ def test_excluded_layers_stay_float_and_are_reported():
 
 
 def test_exclude_must_match_something():
-    with pytest.raises(ValueError, match="'head', which matches no Linear or Conv2d; there are: 0, 3"):
+    with pytest.raises(ValueError, match="'head', which matches no Linear, Conv1d or Conv2d; there are: 0, 3"):
         prepare(small_cnn(), images(), exclude=["head"])
 
 
