@@ -97,11 +97,16 @@ def _names(model: nn.Module) -> dict[nn.Module, str]:
 
 def _unsupported(names: dict[nn.Module, str]) -> dict[str, str]:
     """Layers with weights that are no Linear, Conv1d or Conv2d (subclasses may compute something else)."""
-    return {
+    reasons = {
         name: f"a {type(module).__name__} is not supported"
         for module, name in names.items()
         if isinstance(module, WEIGHTED) and type(module) not in KINDS
     }
+    for module, name in names.items():
+        if isinstance(module, nn.MultiheadAttention):
+            inside = "its projections are one product inside of torch; use an attention of separate nn.Linear layers"
+            reasons |= {name: inside, f"{name}.out_proj".lstrip("."): inside}
+    return reasons
 
 
 def _palettes(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, Palettes]:

@@ -68,6 +68,12 @@ def swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
         for name, child in parent._modules.items():
             if child in swaps:
                 parent._modules[name] = swaps[child]
+        if isinstance(
+            parent, nn.TransformerEncoderLayer
+        ):  # their fast path takes weights past the layers that hold them
+            parent.activation_relu_or_gelu = 0
+        if isinstance(parent, nn.TransformerEncoder):
+            parent.use_nested_tensor = False
 
 
 def _trace_as(model: nn.Module, tracer: fx.Tracer, training: bool) -> fx.Graph:

@@ -121,7 +121,7 @@ class Branches(nn.Module):
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
         self.unused = nn.Linear(4, 4)
-        self.line = nn.Conv1d(4, 4, 1)
+        self.line = nn.ConvTranspose1d(4, 4, 1)
         self.precise = nn.Linear(4, 4).double()
         self.hooked = nn.Linear(4, 4)
         self.hooked.register_forward_hook(lambda module, args, output: output + 1)
@@ -138,7 +138,7 @@ def test_every_layer_left_float_has_a_reason():
     assert {name: reason.removeprefix("float: ") for name, reason in reasons.items()} == {
         "circular": "padding_mode is 'circular', only zeros are exact",
         "unused": "the example input does not reach its forward",
-        "line": "a Conv1d is not supported",
+        "line": "a ConvTranspose1d is not supported",
         "precise": "its weight is torch.float64, not float32",
         "hooked": "it has forward hooks",
     }
@@ -218,7 +218,7 @@ def test_refusals():
         qat.prepare(prepared_cnn(), qat.Config(), images())
     with pytest.raises(ValueError, match=r"wrap it: nn.Sequential\(layer\)"):
         prepare(nn.Linear(2, 2), torch.rand(1, 2))
-    with pytest.raises(ValueError, match="no layer to quantize.*no Linear or Conv2d"):
+    with pytest.raises(ValueError, match="no layer to quantize.*no Linear, Conv1d or Conv2d"):
         prepare(nn.Sequential(nn.ReLU()), torch.rand(1, 2))
     with pytest.raises(ValueError, match="layer 0 reads NaN or infinity"):
         prepare(small_cnn(), images() * torch.nan)
