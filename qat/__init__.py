@@ -21,6 +21,7 @@ from .finite import check_finite  # noqa: E402
 from .freeze import fix_batch_norm, freeze  # noqa: E402
 from .layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear  # noqa: E402
 from .packed_layers import PackedConv1d, PackedConv2d, PackedLayer, PackedLinear  # noqa: E402
+from .post_training import PostTraining, quantize_model  # noqa: E402
 from .prepare import prepare  # noqa: E402
 from .report import report  # noqa: E402
 from .storage import load, save  # noqa: E402
@@ -32,6 +33,7 @@ __all__ = [
     "PackedConv2d",
     "PackedLayer",
     "PackedLinear",
+    "PostTraining",
     "QuantConv1d",
     "QuantConv2d",
     "QuantLayer",
@@ -47,6 +49,7 @@ __all__ = [
     "param_groups",
     "penalize",
     "prepare",
+    "quantize_model",
     "report",
     "save",
     "teacher",

@@ -97,6 +97,9 @@ def pack_layer(layer: QuantLayer) -> PackedLayer:
         bias=None if bias is None else bias.numpy(),
         activation_scale=PER_ROW if layer.input.per_row else float(layer.input.scale()),
     )
+    factor = layer.input_factor().clone() if layer.input.smooths else None
     if not isinstance(layer, QuantConv2d):
-        return PackedLinear(packed, layer.spread)
-    return (PackedConv1d if isinstance(layer, QuantConv1d) else PackedConv2d)(packed, layer.place)
+        return PackedLinear(packed, layer.spread, factor)
+    if not isinstance(layer, QuantConv1d):
+        return PackedConv2d(packed, layer.place, factor)
+    return PackedConv1d(packed, layer.place, None if factor is None else factor.squeeze(-1))

@@ -94,6 +94,8 @@ class _Export(fx.Interpreter):
     ) -> Names:
         if getattr(module, "pixels", 1) > 1 and self.known[x] is None:
             raise ValueError(f"{target} reads a flattened image as float32, which torch alone can order as codes are")
+        if module.input_factor is not None:
+            raise ValueError(f"{target} multiplies the channels of its float32 input, which torch alone can")
         place = {}
         if isinstance(module, PackedConv2d):
             place = {"stride": module.place.stride, "padding": module.place.padding, "dilation": module.place.dilation}

@@ -233,7 +233,7 @@ class QuantLayer(nn.Module):
         """float32 in (lower float types are widened), float32 out; shapes as in the float layer."""
         self._check(x)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = self.entering(x.float())
             if self.phase_index == NOISE:
                 return self._normalized(self._noisy(x))
             if self.norm is not None and self.norm.training and self.phase_index == EXACT:
@@ -243,15 +243,35 @@ class QuantLayer(nn.Module):
     def _normalized(self, y: Tensor) -> Tensor:
         return y if self.norm is None else self.norm(y)
 
+    def entering(self, x: Tensor) -> Tensor:
+        """x times the factor of each channel, if the input has factors: exact, they are powers of two."""
+        return x * self.input_factor() if self.input.smooths else x
+
+    def along_weight(self, values: Tensor) -> Tensor:
+        """Values of the quantizer's channels, to broadcast against the weight."""
+        return along_weight(self._features(values), self.weight)
+
+    def input_factor(self) -> Tensor:
+        """The factors of the input's channels, to broadcast against it."""
+        return self._along_input(self._features(self.input.factor))
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """A float layer's input as `entering` takes it."""
+        return x
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """The exact phase's forward on float32 x, without the batch norm that belongs to the layer."""
+        return self._exact(self.entering(self.laid_out(x.float())), self.weight_scale(), self.bias)
+
     def _noisy(self, x: Tensor) -> Tensor:
         sigma, a_sigma = (self._features(each) for each in self.input.learned_sigmas())
         scale = self._per_output(self.weight_scale())
         weight = noisy(self.kernel, scale, along_weight(sigma, self.kernel), WEIGHT_GRID, self.training)
-        x = noisy(x, self.input.scale_for(x, self._row), self._along_input(a_sigma), self.kind, self.training)
+        x = noisy(x, self.input.scale_for(x, self.row_dims), self._along_input(a_sigma), self.kind, self.training)
         return self._product(x, weight)
 
     def _exact(self, x: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        input_scale = self.input.scale_for(x, self._row)
+        input_scale = self.input.scale_for(x, self.row_dims)
         levels_x = levels(x, input_scale, self._input_table())
         levels_w = levels(self.kernel, self._per_output(self.weight_scale()), self.weight_table())
         segments = segment_factor((self.bits, self.a_bits), self.kernel, self.kind, self.pairs)
@@ -281,7 +301,7 @@ class QuantLinear(QuantLayer):
     """A quantized nn.Linear: x [..., in_features] to [..., out_features]."""
 
     _channel_dim = -1
-    _row: tuple[int, ...] = (-1,)
+    row_dims: tuple[int, ...] = (-1,)
     _geometry: tuple[int, ...] = ()
 
     def __init__(self, layer: nn.Linear, *fields, **more):
@@ -299,7 +319,7 @@ class QuantConv2d(QuantLayer):
     """A quantized nn.Conv2d: x [B, C, H, W] (or [C, H, W]), zero padding only."""
 
     _channel_dim = -3
-    _row = (-3, -2, -1)
+    row_dims = (-3, -2, -1)
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d, *fields, **more):
         super().__init__(layer, *fields, **more)
@@ -329,6 +349,12 @@ class QuantConv1d(QuantConv2d):
 
     def _normalized(self, y: Tensor) -> Tensor:
         return super()._normalized(y.squeeze(-2)).unsqueeze(-2)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2)
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        return super().before_norm(x).squeeze(-2)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.unsqueeze(-2)).squeeze(-2)

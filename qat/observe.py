@@ -95,14 +95,19 @@ def _rows_of_one_sample(layer: nn.Module, output: torch.Size) -> int:
 
 
 def run(context, model: nn.Module, example_input: object) -> object:
-    """Call the model on a tensor, a tuple of arguments or a dict of keyword arguments."""
+    """`call` in a context, without gradients."""
     with torch.no_grad(), context:
-        if isinstance(example_input, Tensor):
-            return model(example_input)
-        if isinstance(example_input, Mapping):
-            return model(**example_input)
-        if isinstance(example_input, (tuple, list)):
-            return model(*example_input)
+        return call(model, example_input)
+
+
+def call(model: nn.Module, example_input: object) -> object:
+    """Call the model on a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example_input, Tensor):
+        return model(example_input)
+    if isinstance(example_input, Mapping):
+        return model(**example_input)
+    if isinstance(example_input, (tuple, list)):
+        return model(*example_input)
     raise TypeError(
         f"example_input is {type(example_input).__name__}, expected a tensor, a tuple of arguments or a dict of "
         "keyword arguments for the model"

@@ -13,10 +13,16 @@ from .norms import PackedNorm, affine
 
 
 class PackedLayer(nn.Module):
-    """Holds packed weights as the uint8 buffer `packed`, the bytes of a saved file. CPU."""
+    """Holds packed weights as the uint8 buffer `packed`, the bytes of a saved file. CPU.
 
-    def __init__(self, packed: packing.PackedWeights):
+    input_factor: float32 that broadcasts against x, or None: what float32 inputs are multiplied by first.
+    """
+
+    input_factor: Tensor | None
+
+    def __init__(self, packed: packing.PackedWeights, input_factor: Tensor | None = None):
         super().__init__()
+        self.register_buffer("input_factor", input_factor)
         self.register_buffer("packed", torch_ops.weights_to_tensor(packed))
         self._read(packed)
 
@@ -69,10 +75,12 @@ class PackedLayer(nn.Module):
         x_codes, outs, residual_codes: descriptions (soniq_kernels.tensors) of tensors of codes; activation: JSON.
         x may be float32 all the same, as torch lays it out.
         """
+        if x.is_floating_point():
+            x = x.float() if self.input_factor is None else x.float() * self.input_factor
         if not outs:
             return self._plain(x.float())
         if x.is_floating_point():
-            x = self._entered(x.float())
+            x = self._entered(x)
         return self._with_epilogue(x, x_codes, outs, residual, residual_codes, activation)
 
 
@@ -82,8 +90,8 @@ class PackedLinear(PackedLayer):
     pixels: of the flattened image that it reads. Codes of an image lie channels last, so the weights' columns do too.
     """
 
-    def __init__(self, packed: packing.PackedWeights, pixels: int = 1):
-        super().__init__(packed)
+    def __init__(self, packed: packing.PackedWeights, pixels: int = 1, input_factor: Tensor | None = None):
+        super().__init__(packed, input_factor)
         self.pixels = pixels
 
     def _entered(self, x: Tensor) -> Tensor:
@@ -102,8 +110,8 @@ class PackedLinear(PackedLayer):
 class PackedConv2d(PackedLayer):
     """A Conv2d on the kernels: x [B, C, H, W] (or [C, H, W]), result channels last in memory."""
 
-    def __init__(self, packed: packing.PackedWeights, place: Geometry):
-        super().__init__(packed)
+    def __init__(self, packed: packing.PackedWeights, place: Geometry, input_factor: Tensor | None = None):
+        super().__init__(packed, input_factor)
         self.place = place
 
     def _read(self, packed: packing.PackedWeights) -> None:

@@ -169,11 +169,11 @@ class Readings:
 
 
 def format_of(module: nn.Module) -> Format | None:
-    """The codes that a packed layer or an edge reads; None of a layer that finds a scale for each row of float32."""
+    """The codes that a packed layer or an edge reads; None of a layer that has float32 to do with: a scale for each row, a factor of each channel."""
     if isinstance(module, QuantEdge):
         return Format.of(module.kind, [(module.widths[0],) * 2], float(module.scale()))
     weights = module.packed_weights()
-    if weights.activation_scale == PER_ROW:
+    if weights.activation_scale == PER_ROW or module.input_factor is not None:
         return None
     segments, index = weights.plan.segments, weights.plan.segment_of()
     bits = [(segments[i].w.bits, segments[i].a.bits) for i in index.tolist()]

@@ -68,7 +68,8 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         weights = torch_ops.weights_from_tensor(tensors[f"{name}.packed"])
         place, pixels = Geometry.of_ints(ints), description["pixels"].get(name, 1)
         convolution = PackedConv1d if name in description["lines"] else PackedConv2d
-        packed = PackedLinear(weights, pixels) if place is None else convolution(weights, place)
+        factor = tensors.get(f"{name}.input_factor")
+        packed = PackedLinear(weights, pixels, factor) if place is None else convolution(weights, place, factor)
         swaps[_module(modules, name)] = packed
     swap(model, swaps)
     if description["edges"]:

@@ -83,6 +83,7 @@ class InputQuantizer(TensorQuantizer):
     bits, w_bits  int64 [C]: fixed precisions of the tensor's channels, and of the weights that multiply them
     palette     (low, high): the precisions the weights of a channel may have
     a_palette   (low, high): those of the channel itself; a channel has both low or both high
+    factor      float32 [C]: what channels are multiplied by before anything else, powers of two (see smoothing.py)
     readers     the layers that share this quantizer; the first one owns it and has it in its state_dict
     """
 
@@ -99,12 +100,19 @@ class InputQuantizer(TensorQuantizer):
         self.palette, self.a_palette, self.learns = palette, a_palette or palette, learns
         super().__init__(channels, self.a_palette[1], kind, device)
         self.register_buffer("w_bits", torch.full((channels,), palette[1], device=device))
+        self.register_buffer("factor", torch.ones(channels, device=device))
         self.precision = nn.Parameter(torch.zeros(channels, device=device), requires_grad=learns)
 
     def _read_buffers(self) -> None:
         super()._read_buffers()
+        self.smooths = hasattr(self, "factor") and bool((self.factor != 1).any())
         for layer in self.readers:
             layer.read_bits()
+
+    def set_factor(self, factor: Tensor) -> None:
+        """Multiply the channels by these powers of two from now on."""
+        self.factor.copy_(factor)
+        self._read_buffers()
 
     def learned_bits(self) -> Tensor:
         """Bits of the weights of every channel as a differentiable function of `precision`."""

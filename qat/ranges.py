@@ -1,0 +1,94 @@
+"""Ranges without labels: the scales at which a layer's output is nearest to the float layer's on calibration data.
+
+The smallest error of the values themselves (`fit_scale`) is where the search starts. What counts is the error of the
+layer's output, in which large weights and large inputs weigh more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .layers import QuantLayer
+from .scales import fit_scale
+from .tensors import InputQuantizer, full_range
+
+INPUT_FACTORS = torch.logspace(-1.0, 0.5, 13, base=2.0).tolist()
+WEIGHT_FACTORS = torch.logspace(-0.6, 0.3, 10, base=2.0).tolist()
+SAMPLE = 1 << 16
+
+
+class Target(NamedTuple):
+    """What a quantized layer reads, x [items, ...], and what the float layer makes of the same items, y [items, ...]."""
+
+    layer: QuantLayer
+    x: Tensor
+    y: Tensor
+
+    def error(self) -> float:
+        """Mean squared error of the layer's output over the mean square of y."""
+        return float(self.errors().sum() / self.y.double().square().sum().clamp(min=1e-30))
+
+    def errors(self) -> Tensor:
+        """float64 [O]: squared error of each output."""
+        with torch.no_grad():
+            difference = (self.layer(self.x) - self.y).double().square_()
+        image = difference.dim() > 2
+        return difference.transpose(0, 1).flatten(1).sum(1) if image else difference.sum(0)
+
+
+def search_ranges(targets: Sequence[Target]) -> None:
+    """Fit the scales of layers that read one tensor, in place: the weights', the tensor's, then the weights' again."""
+    quantizer = targets[0].layer.input
+    for target in targets:
+        target.layer.fit_weight_scale()
+    if is_searched(quantizer):
+        start_input(targets)
+        _search_input(quantizer, targets)
+    for target in targets:
+        _search_weights(target)
+
+
+def is_searched(quantizer: InputQuantizer) -> bool:
+    """False where rows have scales of their own, and for the first layer's range, which loses nothing of 8-bit images."""
+    return not quantizer.per_row and quantizer.gain.requires_grad
+
+
+def start_input(targets: Sequence[Target]) -> None:
+    """The scale of a tensor with the smallest error of its values; the full range at 8 bits."""
+    layer, x = targets[0].layer, targets[0].layer.entering(targets[0].x)
+    quantizer = layer.input
+    bits = max(quantizer.widths)
+    flat = x.flatten()
+    flat = flat[:: max(1, flat.numel() // SAMPLE)]
+    if bits == 8:
+        quantizer.unit.fill_(full_range(float(flat.abs().max()), quantizer.kind, 8))
+    else:
+        width = torch.tensor([[bits]], device=x.device)
+        quantizer.unit.copy_(fit_scale(flat.view(1, -1), quantizer.kind, width)[0])
+    with torch.no_grad():
+        quantizer.gain.fill_(1)
+
+
+def _search_input(quantizer: InputQuantizer, targets: Sequence[Target]) -> None:
+    start, errors = quantizer.unit.clone(), []
+    for factor in INPUT_FACTORS:
+        quantizer.unit.copy_(start * factor)
+        errors.append(sum(target.error() for target in targets))
+    quantizer.unit.copy_(start * INPUT_FACTORS[errors.index(min(errors))])
+
+
+def _search_weights(target: Target) -> None:
+    """Each output has its own best factor; one run of the layer tries a factor for all of them."""
+    layer = target.layer
+    start, least = layer.weight_unit.clone(), target.errors()
+    best = start.clone()
+    for factor in WEIGHT_FACTORS:
+        layer.weight_unit.copy_(start * factor)
+        errors = target.errors()
+        best = torch.where(errors < least, layer.weight_unit, best)
+        least = torch.minimum(errors, least)
+    layer.weight_unit.copy_(best)
