@@ -29,13 +29,14 @@ from .layers import QuantLayer
 from .observe import frozen as frozen_modes
 from .observe import run
 from .prepare import prepare
-from .ranges import Target, search_ranges
+from .ranges import Target, search_ranges, start_ranges
 from .reconstruct import reconstruct, reconstruct_network
 from .report import report
 from .sensitivity import Choice, channel_gains, choose, damage
 from .smoothing import fold, makers, smooth
 from .tensors import InputQuantizer
 
+IMAGE = 32  # rows that an image counts for
 Unit = Literal["bits", "network_bits", "bytes", "milliseconds"]
 
 
@@ -57,7 +58,7 @@ class PostTraining:
                     one sample's products in learned layers, by this machine's table of costs. None: a quarter of the way.
     smooth          bring channels of a tensor nearer to each other: into the layer in front where there is one that
                     alone makes the tensor, else (with a_scale="per_row") by a product in front of the layer
-    items           rows of a Linear's input, per layer, that calibration looks at; an eighth of it for images
+    items           rows of a Linear's input, per layer, that calibration looks at; a 32nd of it for images
     steps           steps of reconstruction of each layer; 0: none
     network_steps   steps of reconstruction of the whole network's output (`loss`), after that of the layers
     rate            a factor for the learning rates of both
@@ -150,7 +151,7 @@ class _PostTraining:
     # --- targets
 
     def _items(self, layer: QuantLayer, items: int) -> int:
-        return items if layer.weight.dim() == 2 else max(8, items // 8)
+        return items if layer.weight.dim() == 2 else max(8, items // IMAGE)
 
     def _outputs(self, name: str, layer: QuantLayer, x: Tensor) -> Tensor:
         """What the float layer makes of float inputs, its batch norm included."""
@@ -180,7 +181,7 @@ class _PostTraining:
             if self.how.smooth and allowed and len(quantizer.bits) > 1:
                 smooth(targets)
             else:
-                search_ranges(targets)
+                start_ranges(targets)
 
     def _choose_bits(self, samples: dict[InputQuantizer, list[Target]]) -> None:
         learned = [quantizer for quantizer in samples if quantizer.learns]

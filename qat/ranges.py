@@ -16,8 +16,8 @@ from .layers import QuantLayer
 from .scales import fit_scale
 from .tensors import InputQuantizer, full_range
 
-INPUT_FACTORS = torch.logspace(-1.0, 0.5, 13, base=2.0).tolist()
-WEIGHT_FACTORS = torch.logspace(-0.6, 0.3, 10, base=2.0).tolist()
+INPUT_FACTORS = torch.logspace(-0.8, 0.4, 9, base=2.0).tolist()
+WEIGHT_FACTORS = torch.logspace(-0.5, 0.25, 7, base=2.0).tolist()
 SAMPLE = 1 << 16
 
 
@@ -41,15 +41,20 @@ class Target(NamedTuple):
 
 
 def search_ranges(targets: Sequence[Target]) -> None:
-    """Fit the scales of layers that read one tensor, in place: the weights', the tensor's, then the weights' again."""
-    quantizer = targets[0].layer.input
-    for target in targets:
-        target.layer.fit_weight_scale()
-    if is_searched(quantizer):
-        start_input(targets)
-        _search_input(quantizer, targets)
+    """Fit the scales of layers that read one tensor, in place: the tensor's, then those of each output's weights."""
+    start_ranges(targets)
+    if is_searched(targets[0].layer.input):
+        _search_input(targets[0].layer.input, targets)
     for target in targets:
         _search_weights(target)
+
+
+def start_ranges(targets: Sequence[Target]) -> None:
+    """The scales with the smallest error of the weights and of the input by themselves, in place."""
+    for target in targets:
+        target.layer.fit_weight_scale()
+    if is_searched(targets[0].layer.input):
+        _start_input(targets)
 
 
 def is_searched(quantizer: InputQuantizer) -> bool:
@@ -57,7 +62,7 @@ def is_searched(quantizer: InputQuantizer) -> bool:
     return not quantizer.per_row and quantizer.gain.requires_grad
 
 
-def start_input(targets: Sequence[Target]) -> None:
+def _start_input(targets: Sequence[Target]) -> None:
     """The scale of a tensor with the smallest error of its values; the full range at 8 bits."""
     layer, x = targets[0].layer, targets[0].layer.entering(targets[0].x)
     quantizer = layer.input

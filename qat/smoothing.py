@@ -17,7 +17,7 @@ from .layers import QuantLayer
 from .nodes import LEAVES, Op
 from .norms import QuantNorm
 from .placement import ops_of
-from .ranges import Target, search_ranges
+from .ranges import Target, start_ranges
 from .tensors import InputQuantizer
 from .tracing import Untraceable, submodules, trace
 
@@ -33,17 +33,17 @@ def smooth(targets: Sequence[Target]) -> float:
     layers = [target.layer for target in targets]
     start = layers[0].input.factor.clone()
     largest = (_largest_inputs(targets[0]), _largest_weights(layers))
-    search_ranges(targets)
+    start_ranges(targets)
     best, strength, chosen = sum(target.error() for target in targets), 0.0, start
     for candidate in STRENGTHS:
         factor = factors(*largest, candidate)
         set_factor(layers, factor)
-        search_ranges(targets)
+        start_ranges(targets)
         error = sum(target.error() for target in targets)
         if error < best:
             best, strength, chosen = error, candidate, factor
     set_factor(layers, chosen)
-    search_ranges(targets)
+    start_ranges(targets)
     return strength
 
 
