@@ -11,6 +11,7 @@ network     (optional) all of it trained to the float model's outputs   reconstr
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,11 +22,13 @@ from torch.utils._pytree import tree_leaves
 
 from soniq_kernels._optional import require
 
+from .budget import quantized_layers
 from .calibration import layer_inputs
 from .config import Config
 from .cost import product_ns
-from .freeze import fix_batch_norm, freeze, frozen_layers
-from .layers import QuantLayer
+from .exactness import Pair
+from .freeze import fix_batch_norm, frozen_layers
+from .layers import EXACT, QuantLayer
 from .observe import frozen as frozen_modes
 from .observe import run
 from .prepare import prepare
@@ -52,7 +55,7 @@ def relative_error(output: Any, target: Any) -> Tensor:
 class PostTraining:
     """How `quantize_model` works.
 
-    palette, first_bits, last_bits, exclude, a_grid, a_scale, edge_bits   as in `Config`
+    palette, a_palette, first_bits, last_bits, exclude, a_grid, a_scale, edge_bits   as in `Config`
     target, unit    what the network may cost where the palette has two levels: "bits", average bits of the learned layers;
                     "network_bits", of all weights, float ones as 32; "bytes", as `report` counts them; "milliseconds" of
                     one sample's products in learned layers, by this machine's table of costs. None: a quarter of the way.
@@ -66,6 +69,7 @@ class PostTraining:
     """
 
     palette: tuple[int, int] = (4, 8)
+    a_palette: tuple[int, int] | None = None
     target: float | None = None
     unit: Unit = "bits"
     first_bits: int | None = 8
@@ -96,7 +100,7 @@ class PostTraining:
 
     def config(self) -> Config:
         """What `prepare` is told."""
-        fields = ("palette", "first_bits", "last_bits", "exclude", "a_grid", "a_scale", "edge_bits")
+        fields = ("palette", "a_palette", "first_bits", "last_bits", "exclude", "a_grid", "a_scale", "edge_bits")
         target = self.target if self.unit == "bits" else None
         return Config(target_bits=target, **{name: getattr(self, name) for name in fields})
 
@@ -113,12 +117,19 @@ def quantize_model(model: nn.Module, calibration: Iterable[object], how: PostTra
         raise ValueError("calibration has no batches; give a few real inputs of the model")
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     modes = {module: module.training for module in model.modules()}
-    fix_batch_norm(freeze(prepare(model, how.config(), batches[0])))
-    model.eval()
+    _fix_phases(prepare(model, how.config(), batches[0]))
     _PostTraining(model, teacher, batches, how).run()
     for module in model.modules():
         module.training = modes.get(module, model.training)
     return model
+
+
+def _fix_phases(model: nn.Module) -> None:
+    """Straight to the last phase: the bits are not learned."""
+    for _, layer in quantized_layers(model):
+        layer.input.precision.requires_grad_(False)
+        layer.set_phase(EXACT)
+    fix_batch_norm(model).eval()
 
 
 class _PostTraining:
@@ -175,8 +186,7 @@ class _PostTraining:
 
     def _smooth(self, samples: dict[InputQuantizer, list[Target]]) -> None:
         for quantizer, targets in self._steps(samples.items(), "smoothing, ranges"):
-            low, high = quantizer.palette
-            targets[0].layer.set_bits(torch.full_like(quantizer.bits, (low + high) // 2))
+            _set_all(quantizer, *(sum(levels) // 2 for levels in (quantizer.palette, quantizer.a_palette)))
             allowed = quantizer.per_row or quantizer in self.makers
             if self.how.smooth and allowed and len(quantizer.bits) > 1:
                 smooth(targets)
@@ -192,21 +202,21 @@ class _PostTraining:
             for quantizer in self._steps(learned, "sensitivity")
         ]
         for quantizer in learned:
-            samples[quantizer][0].layer.set_bits(torch.full_like(quantizer.bits, quantizer.palette[0]))
+            _set_all(quantizer, *_levels(quantizer)[0])
         spent = self._spent(learned)
         target = self._target()
         masks = choose(choices, target - spent, self.how.block, lambda more: self._in_words(spent + more))
         for quantizer, is_high in zip(learned, masks, strict=True):
-            low, high = quantizer.palette
-            samples[quantizer][0].layer.set_bits(torch.where(is_high.to(quantizer.bits.device), high, low))
+            quantizer.set_high(is_high, quantizer.palette, quantizer.a_palette)
 
     def _gains(self, quantizer: InputQuantizer, targets: list[Target]) -> Tensor:
         """What each channel is worth to the network's output."""
-        gains = channel_gains(targets, quantizer.palette).clamp(min=0)
+        levels = _levels(quantizer)
+        gains = channel_gains(targets, *levels).clamp(min=0)
         swaps = {self.floats[name]: layer for name, layer in self.groups[quantizer]}
         lost = []
-        for bits in quantizer.palette:
-            targets[0].layer.set_bits(torch.full_like(quantizer.bits, bits))
+        for level in levels:
+            _set_all(quantizer, *level)
             lost.append(damage(self.teacher, swaps, self.batches[:2]))
         return gains * (max(lost[0] - lost[1], 0.0) / max(float(gains.sum()), 1e-300))
 
@@ -214,30 +224,30 @@ class _PostTraining:
 
     def _price(self, quantizer: InputQuantizer) -> float:
         """What one channel more at the high level costs, in the unit of the budget (bits for all but time)."""
-        low, high = quantizer.palette
+        low, high = _levels(quantizer)
         if self.how.unit == "milliseconds":
             return self._milliseconds(quantizer, high) - self._milliseconds(quantizer, low)
-        return (high - low) * self._weights(quantizer)
+        return (high[0] - low[0]) * self._weights(quantizer)
 
     def _weights(self, quantizer: InputQuantizer) -> int:
-        return sum(layer.weights_per_channel * layer.spread for layer in quantizer.readers)
+        return sum([layer.weights_per_channel * layer.spread for layer in quantizer.readers])
 
-    def _milliseconds(self, quantizer: InputQuantizer, bits: int) -> float:
+    def _milliseconds(self, quantizer: InputQuantizer, bits: Pair) -> float:
         """Of one channel's products for one sample."""
-        each = (
+        each = [
             layer.weights_per_channel * layer.spread * layer.rows
-            * product_ns(bits, bits, len(layer.weight) // layer.groups, layer.rows)
+            * product_ns(*bits, len(layer.weight) // layer.groups, layer.rows)
             for layer in quantizer.readers
-        )  # fmt: skip
+        ]  # fmt: skip
         return sum(each) / 1e6
 
     def _spent(self, learned: list[InputQuantizer]) -> float:
         """With every learned channel at the low level."""
         match self.how.unit:
             case "bits":
-                return float(sum(q.palette[0] * self._weights(q) * len(q.bits) for q in learned))
+                return math.fsum(q.palette[0] * self._weights(q) * len(q.bits) for q in learned)
             case "milliseconds":
-                return sum(self._milliseconds(q, q.palette[0]) * len(q.bits) for q in learned)
+                return sum(self._milliseconds(q, _levels(q)[0]) * len(q.bits) for q in learned)
             case "bytes":
                 return 8.0 * report(self.model).bytes
         found = report(self.model)
@@ -247,7 +257,7 @@ class _PostTraining:
         """How much of what `_spent` counts one of the target's unit is."""
         match self.how.unit:
             case "bits":
-                return float(sum(self._weights(q) * len(q.bits) for q in self.groups if q.learns))
+                return math.fsum(self._weights(q) * len(q.bits) for q in self.groups if q.learns)
             case "network_bits":
                 return float(sum(layer.weights for layer in report(self.model).layers))
         return 8.0 if self.how.unit == "bytes" else 1.0
@@ -286,6 +296,16 @@ class _PostTraining:
             self.model, self.batches, outputs, self.how.loss, steps, self.how.network_rate,
             lambda loss: self.progress.update(task, advance=1, description=f"network, loss {loss:.4g}"),
         )  # fmt: skip
+
+
+def _levels(quantizer: InputQuantizer) -> tuple[Pair, Pair]:
+    """Bits of (weights, activations) at the low and at the high level."""
+    (low, high), (a_low, a_high) = quantizer.palette, quantizer.a_palette
+    return (low, a_low), (high, a_high)
+
+
+def _set_all(quantizer: InputQuantizer, w_bits: int, a_bits: int) -> None:
+    quantizer.set_bits(torch.full_like(quantizer.bits, w_bits), torch.full_like(quantizer.bits, a_bits))
 
 
 def _in_order(model: nn.Module, batch: object) -> dict[InputQuantizer, list[tuple[str, QuantLayer]]]:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from soniq_kernels._optional import require
 from soniq_kernels.packing import Grid
 
-from .exactness import WEIGHT_GRID
+from .exactness import WEIGHT_GRID, Pair
 from .layers import QuantLayer
 from .observe import removed_at_exit, run
 from .quantizer import Table, levels
@@ -39,19 +39,22 @@ class Choice(NamedTuple):
 # --- what channels are worth ---------------------------------------------------------------------------------------
 
 
-def channel_gains(targets: Sequence[Target], palette: tuple[int, int]) -> Tensor:
-    """float64 [C]: by how much a channel's share of its layers' squared output error is smaller at the high precision."""
-    return sum(_loss_at(target, palette[0]) - _loss_at(target, palette[1]) for target in targets)
+def channel_gains(targets: Sequence[Target], low: Pair, high: Pair) -> Tensor:
+    """float64 [C]: by how much a channel's share of its layers' squared output error is smaller at the high precision.
+
+    low, high: bits of (weights, activations).
+    """
+    return sum(_loss_at(target, *low) - _loss_at(target, *high) for target in targets)
 
 
 @torch.no_grad()
-def _loss_at(target: Target, bits: int) -> Tensor:
+def _loss_at(target: Target, w_bits: int, a_bits: int) -> Tensor:
     """[C]: mean over items of sum over weights of (error of w)^2 * x^2 + w^2 * (error of x)^2, as if independent."""
     layer = target.layer
     x, weight = layer.entering(target.x), layer.weight.detach()
-    error_x = values_at(x, layer.input.scale_for(x, layer.row_dims), layer.kind, bits) - x
+    error_x = values_at(x, layer.input.scale_for(x, layer.row_dims), layer.kind, a_bits) - x
     scale = layer.weight_scale().view(-1, *[1] * (weight.dim() - 1))
-    error_w = values_at(weight, scale, WEIGHT_GRID, bits) - weight
+    error_w = values_at(weight, scale, WEIGHT_GRID, w_bits) - weight
     return _of_inputs(layer, x) * _of_weights(layer, error_w) + _of_inputs(layer, error_x) * _of_weights(layer, weight)
 
 
