@@ -64,7 +64,7 @@ def is_searched(quantizer: InputQuantizer) -> bool:
 
 def _start_input(targets: Sequence[Target]) -> None:
     """The scale of a tensor with the smallest error of its values; the full range at 8 bits."""
-    layer, x = targets[0].layer, targets[0].layer.entering(targets[0].x)
+    layer, x = targets[0].layer, targets[0].layer.entering(targets[0].layer.laid_out(targets[0].x))
     quantizer = layer.input
     bits = max(quantizer.widths)
     flat = x.flatten()

@@ -51,7 +51,7 @@ def channel_gains(targets: Sequence[Target], low: Pair, high: Pair) -> Tensor:
 def _loss_at(target: Target, w_bits: int, a_bits: int) -> Tensor:
     """[C]: mean over items of sum over weights of (error of w)^2 * x^2 + w^2 * (error of x)^2, as if independent."""
     layer = target.layer
-    x, weight = layer.entering(target.x), layer.weight.detach()
+    x, weight = layer.entering(layer.laid_out(target.x)), layer.weight.detach()
     error_x = values_at(x, layer.input.scale_for(x, layer.row_dims), layer.kind, a_bits) - x
     scale = layer.weight_scale().view(-1, *[1] * (weight.dim() - 1))
     error_w = values_at(weight, scale, WEIGHT_GRID, w_bits) - weight

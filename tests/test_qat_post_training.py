@@ -262,3 +262,14 @@ def test_factor_survives_the_state_dict():
     x = rows()[0]
     with torch.no_grad():
         assert fresh[5].input.smooths and torch.equal(fresh(x), model(x))
+
+
+def test_lines_are_quantized_and_smoothed_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 6, 3, padding=1), nn.GELU(), nn.Conv1d(6, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 1))
+    x = torch.randn(8, 3, 16) * torch.tensor([0.1, 1.0, 10.0]).view(-1, 1)
+    how = qat.PostTraining(palette=(2, 4), target=3.0, a_scale="per_row", first_bits=None, last_bits=None, **FEW)
+    qat.quantize_model(model.eval(), [x], how)
+    smoothing.set_factor([model[2]], 2.0 ** torch.arange(6))
+    result = qat.verify(model, qat.convert(model), x)
+    assert result, str(result)
