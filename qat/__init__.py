@@ -16,6 +16,7 @@ from .between import float_tensors  # noqa: E402
 from .budget import bit_penalty, param_groups, penalize  # noqa: E402
 from .config import Config  # noqa: E402
 from .convert import convert  # noqa: E402
+from .cost import machine  # noqa: E402
 from .distill import distill, teacher  # noqa: E402
 from .finite import check_finite  # noqa: E402
 from .freeze import fix_batch_norm, freeze  # noqa: E402
@@ -46,6 +47,7 @@ __all__ = [
     "float_tensors",
     "freeze",
     "load",
+    "machine",
     "param_groups",
     "penalize",
     "prepare",

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from soniq_kernels import isa, planner
-
 
 class Block(NamedTuple):
     """run: codes that a run is padded to; pixel: codes that a convolution's pixel is padded to."""
@@ -24,11 +22,10 @@ class Block(NamedTuple):
 BYTES, PLANES = Block(32, 4), Block(64, 64)
 
 
-def block_of(w_bits: int, a_bits: int, outputs: int, rows: int) -> Block:
-    """The block of the kernel that a layer with so many outputs (of a group) and rows would get."""
-    if isa.active() == "reference":
+def block_of(family: str) -> Block:
+    """The block of a kernel family."""
+    if family == "reference":
         return Block(1, 1)
-    family = planner.choose(isa.active(), w_bits, a_bits, rows, outputs, 1024).family
     return PLANES if family == "popcount" else BYTES
 
 

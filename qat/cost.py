@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from soniq_kernels import isa, planner
+from soniq_kernels import _costs, isa, planner
 
-from .blocks import block_of, padded
+from .blocks import Block, block_of, padded
 from .exactness import Pair
 from .layers import QuantLayer
 
@@ -22,13 +23,54 @@ LEAST_SAVING = 0.01  # of a channel's time: where the low precision saves nothin
 _K = 1024  # any: a product's time does not depend on it
 
 
+_machine: _costs.Pairs | None = None  # another one than this
+
+
+class machine:
+    """Time is counted by another machine's table from here on; as a context manager, until the end of the block.
+
+    tier: of that machine's kernels, such as "avx512_vbmi"; None: this machine again. table: the file that `soniq calibrate
+    --out` wrote there; None: the table that ships. Raises ValueError for a tier that the table does not have.
+    """
+
+    def __init__(self, tier: str | None, table: str | Path | None = None):
+        global _machine
+        found = None if tier is None else (_costs.shipped() if table is None else _costs.read(table)).tiers
+        if found is not None and tier not in found:
+            raise ValueError(f"the table has no tier {tier}, it has {', '.join(found)}")
+        self._before, _machine = _machine, None if found is None else found[str(tier)]
+
+    def __enter__(self) -> machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _machine
+        _machine = self._before
+
+
+def _chosen(w_bits: int, a_bits: int, outputs: int, rows: int) -> tuple[str, float]:
+    """(kernel family, ns) of a product [rows, _K] x [_K, outputs]."""
+    if _machine is not None:
+        times = {family: cost.ns(rows, outputs, _K) for family, cost in _machine[w_bits, a_bits].items()}
+        family = min(times, key=lambda each: times[each])
+        return family, times[family]
+    choice = planner.choose(isa.active(), w_bits, a_bits, rows, outputs, _K)
+    return choice.family, choice.ns
+
+
 def product_ns(w_bits: int, a_bits: int, outputs: int, rows: int) -> float:
     """ns of one product of a layer with so many outputs in a call of so many rows, by the kernel that would be chosen.
 
     outputs: of one group. rows: of the matrix product, the output pixels of a convolution.
     Raises ValueError on the tier "reference", which has nothing to choose from.
     """
-    return planner.choose(isa.active(), w_bits, a_bits, rows, outputs, _K).ns / (rows * outputs * _K)
+    return _chosen(w_bits, a_bits, outputs, rows)[1] / (rows * outputs * _K)
+
+
+def _block(pair: Pair, outputs: int, rows: int) -> Block:
+    if _machine is None and isa.active() == "reference":
+        return block_of("reference")
+    return block_of(_chosen(*pair, outputs, rows)[0])
 
 
 def relative_time(w_bits: int, a_bits: int, outputs: int, rows: int) -> float:
@@ -81,7 +123,7 @@ def _padded(layer: QuantLayer, low: Pair, high: Pair) -> tuple[NDArray[np.float6
     outputs, shape = len(layer.weight) // layer.groups, layer.weight.shape
     count = np.arange(len(layer.input.bits) + 1) * layer.spread / layer.groups
     width = shape[-1] if len(shape) > 2 else 1
-    blocks = (block_of(*pair, outputs, layer.rows) for pair in (low, high))
+    blocks = (_block(pair, outputs, layer.rows) for pair in (low, high))
     parts = zip((count[::-1], count), blocks, strict=True)
     lower, upper = (layer.groups * padded(part, width, block) for part, block in parts)
     return lower, upper
@@ -96,7 +138,7 @@ def padding(layer_pairs: Mapping[Pair, int], width: int, groups: int, outputs: i
     if groups == channels > 1:
         return 0.0  # depthwise
     computed = [
-        groups * float(padded(np.array(count / groups), width, block_of(*pair, outputs, rows)))
+        groups * float(padded(np.array(count / groups), width, _block(pair, outputs, rows)))
         for pair, count in layer_pairs.items()
     ]
     return sum(computed) / channels - 1

@@ -167,3 +167,25 @@ def test_another_cost_is_refused():
     for call in (qat.bit_penalty, qat.freeze):
         with pytest.raises(ValueError, match="cost is 'energy', expected 'bits' or 'time'"):
             call(prepared_cnn(), cost="energy")
+
+
+def test_time_of_another_machine(tmp_path):
+    """A tier of the shipped table, which this machine need not have, or of a file from there."""
+    from soniq_kernels import _costs
+
+    tiers = _costs.shipped().tiers
+    for tier in tiers:
+        with qat.machine(tier):
+            costs = tiers[tier][2, 2].values()
+            assert product_ns(2, 2, 64, 128) == min(cost.ns(128, 64, 1024) for cost in costs) / (128 * 64 * 1024)
+    with isa.use("reference"):
+        with pytest.raises(ValueError, match="has no kernel families"):
+            product_ns(2, 2, 64, 128)
+        with qat.machine("avx2", _costs.SHIPPED):
+            model = qat.freeze(prepared_cnn(), cost="time")
+        assert qat.verify(model, qat.convert(model), images())
+    with pytest.raises(ValueError, match="the table has no tier sse9, it has"):
+        qat.machine("sse9")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no table of costs"):
+        qat.machine("avx2", tmp_path / "bad.json")

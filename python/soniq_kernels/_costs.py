@@ -90,6 +90,16 @@ def shipped() -> Table:
     return _table(json.loads(SHIPPED.read_text(encoding="utf-8")), SHIPPED)
 
 
+def read(path: str | Path) -> Table:
+    """Any machine's table. Raises ValueError for a damaged file, OSError for one that cannot be read."""
+    try:
+        return _table(json.loads(Path(path).read_text(encoding="utf-8")), Path(path))
+    except (KeyError, TypeError, AttributeError, ValueError) as wrong:
+        raise ValueError(
+            f"{path} is no table of costs ({type(wrong).__name__}: {wrong}); `soniq calibrate --out` writes one"
+        ) from None
+
+
 def of_this_machine() -> Table | None:
     """The user's table; None where there is none that fits this machine, with a warning unless it was never made.
 
