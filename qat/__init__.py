@@ -24,6 +24,7 @@ from .layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear  # noqa: E
 from .packed_layers import PackedConv1d, PackedConv2d, PackedLayer, PackedLinear  # noqa: E402
 from .post_training import PostTraining, quantize_model  # noqa: E402
 from .prepare import prepare  # noqa: E402
+from .progress import Progress  # noqa: E402
 from .report import report  # noqa: E402
 from .storage import load, save  # noqa: E402
 from .verify import verify  # noqa: E402
@@ -35,6 +36,7 @@ __all__ = [
     "PackedLayer",
     "PackedLinear",
     "PostTraining",
+    "Progress",
     "QuantConv1d",
     "QuantConv2d",
     "QuantLayer",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,19 +129,40 @@ def _padded(layer: QuantLayer, low: Pair, high: Pair) -> tuple[NDArray[np.float6
     return lower, upper
 
 
-def padding(layer_pairs: Mapping[Pair, int], width: int, groups: int, outputs: int, rows: int) -> float:
-    """What the kernels compute beside the channels, as a share of the channels.
+class Shape(NamedTuple):
+    """Of a layer's products. width: taps of a line of the kernel; outputs: of one group."""
 
-    layer_pairs: {pair: channels}; width: taps of a line of the kernel; outputs: of a group.
-    """
-    channels = sum(layer_pairs.values())
-    if groups == channels > 1:
+    width: int
+    groups: int
+    outputs: int
+    rows: int
+
+    def computed(self, count: int, pair: Pair) -> float:
+        """Channels that the kernels compute for a segment of `count`."""
+        each = np.array(count / self.groups)
+        return self.groups * float(padded(each, self.width, _block(pair, self.outputs, self.rows)))
+
+
+def padding(pairs: Mapping[Pair, int], shape: Shape) -> float:
+    """What the kernels compute beside the channels, as a share of the channels; pairs: {precisions: channels}."""
+    channels = sum(pairs.values())
+    if shape.groups == channels > 1:
         return 0.0  # depthwise
-    computed = [
-        groups * float(padded(np.array(count / groups), width, _block(pair, outputs, rows)))
-        for pair, count in layer_pairs.items()
-    ]
-    return sum(computed) / channels - 1
+    return sum(shape.computed(count, pair) for pair, count in pairs.items()) / channels - 1
+
+
+def time_of(pairs: Mapping[Pair, int], shape: Shape) -> float | None:
+    """Time of the products over their time at 8 bits, what is padded included; None without a table to tell it."""
+    channels = sum(pairs.values())
+    if _machine is None and isa.active() == "reference":
+        return None
+    if shape.groups == channels > 1:
+        return 1.0  # depthwise
+    spent, full = (
+        sum(shape.computed(n, pair) * product_ns(*pair, shape.outputs, shape.rows) for pair, n in each.items())
+        for each in (pairs, {(8, 8): channels})
+    )
+    return spent / full
 
 
 def _check(cost: str) -> None:

@@ -16,7 +16,7 @@ from soniq_kernels import gemm, isa, packing, planner, qat
 from soniq_kernels.qat.allocation import LEAST_SHARE, PALETTES, Budget
 from soniq_kernels.qat.blocks import BYTES, PLANES, padded
 from soniq_kernels.qat.budget import average_bits, learned_layers
-from soniq_kernels.qat.cost import layer_cost, padded_channels, padding
+from soniq_kernels.qat.cost import Shape, layer_cost, padded_channels, padding
 from soniq_kernels.qat.targets import bytes_of
 
 FAST = [tier for tier in isa.available() if tier != "reference"]
@@ -161,11 +161,10 @@ def test_blocks_are_those_of_the_kernels(family, block):
 
 
 def test_padding_of_a_layer():
-    dot = {"outputs": 64, "rows": 128}
     with isa.use(FAST[-1] if FAST else "reference"), planner.use("dot" if FAST else None):
         expected = [1.0, 0.0, 0.0, 1 / 3] if FAST else [0.0] * 4
         cases = [({(8, 8): 16}, 1), ({(8, 8): 32, (4, 4): 32}, 1), ({(8, 8): 64}, 3), ({(8, 8): 24}, 3)]
-        found = [padding(pairs, width, 1, **dot) for pairs, width in cases]
+        found = [padding(pairs, Shape(width, 1, 64, 128)) for pairs, width in cases]
     assert found[:3] == expected[:3] and found[3] == pytest.approx(96 / 72 - 1 if FAST else 0.0)
 
 
@@ -246,4 +245,4 @@ def test_padded_channels_agree_with_padding():
     layer = learned_layers(linears(96, 96, 8))[0]
     layer.set_bits(torch.where(torch.arange(96) < 40, 4, 2))
     computed = padded_channels(layer, (2, 2), (4, 4))[40]
-    assert computed / 96 - 1 == pytest.approx(padding({(4, 4): 40, (2, 2): 56}, 1, 1, 96, layer.rows))
+    assert computed / 96 - 1 == pytest.approx(padding({(4, 4): 40, (2, 2): 56}, Shape(1, 1, 96, layer.rows)))
