@@ -1,0 +1,331 @@
+"""Runs that take minutes each: a finished run is one JSON file, an unfinished one goes on from its last epoch.
+
+store = Store("fashion_mnist")                    results in examples/results/fashion_mnist/, checkpoints in out/
+model = train(model, stages, task, checkpoint)    every epoch leaves a checkpoint; the same command continues there
+evidence(model, ...)                              packs it, and compares every output with the training emulation
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import soniq_kernels
+from soniq_kernels import isa, qat
+from soniq_kernels.qat.budget import average_bits, learned_layers, quantized_layers
+from soniq_kernels.qat.cost import product_ns
+
+HERE = Path(__file__).resolve().parent
+console = Console(highlight=False)
+
+
+# --- the store ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Store:
+    """One folder of results, `<recipe>-<seed>.json`, and one of what only this machine needs."""
+
+    name: str
+    results: Path = HERE / "results"
+    scratch: Path = HERE.parent / "out"
+
+    def file(self, recipe: str, seed: int) -> Path:
+        return self.results / self.name / f"{recipe}-{seed}.json"
+
+    def checkpoint(self, recipe: str, seed: int, kind: str = "checkpoint") -> Path:
+        return self.scratch / self.name / f"{recipe}-{seed}.{kind}"
+
+    def read(self, recipe: str, seed: int) -> dict[str, Any] | None:
+        file = self.file(recipe, seed)
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def write(self, result: dict[str, Any]) -> Path:
+        file = self.file(result["recipe"], result["seed"])
+        _write(file, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
+        return file
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every finished run."""
+        return [json.loads(file.read_text()) for file in sorted((self.results / self.name).glob("*-*.json"))]
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    """All of a file or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    write(part)
+    part.replace(file)
+
+
+def machine() -> dict[str, Any]:
+    """What a result was made on."""
+    models = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    processor = models[0].split(":", 1)[1].strip() if models else platform.processor()
+    return {
+        "processor": processor, "isa": isa.active(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }  # fmt: skip
+
+
+def _commit() -> str:
+    """Of the sources; empty outside of a repository."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+class Task(Protocol):
+    """What is learned: batches of one epoch, and the loss of a model on one of them."""
+
+    steps: int
+
+    def epoch(self) -> Iterator[Any]: ...
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """So many epochs in one cycle of the learning rate (up in a quarter of the steps, then down to nothing).
+
+    groups: of the optimizer, made of the model as it is then. enter: what happens to the model before the first step.
+    """
+
+    name: str
+    epochs: int
+    groups: Callable[[nn.Module], list[dict[str, Any]]]
+    enter: Callable[[nn.Module], object] | None = None
+
+
+@dataclass
+class Progress:
+    """What a checkpoint knows beside the tensors."""
+
+    stage: int = 0
+    epochs: int = 0  # of the stage
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(model: nn.Module, stages: Sequence[Stage], task: Task, checkpoint: Path, label: str) -> Progress:
+    """Train in place through all stages, from `checkpoint` if it exists. Prints a line an epoch.
+
+    Raises FloatingPointError where the loss is not finite.
+    """
+    done, resumed = _load(model, checkpoint)
+    for index, stage in enumerate(stages):
+        if index < done.stage:
+            continue
+        if done.epochs == 0 and stage.enter is not None:
+            stage.enter(model)
+        optimizer = torch.optim.AdamW(stage.groups(model), fused=True)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, rates, total_steps=stage.epochs * task.steps, pct_start=0.25
+        )
+        if done.epochs:
+            optimizer.load_state_dict(resumed["optimizer"])
+            schedule.load_state_dict(resumed["schedule"])
+        while done.epochs < stage.epochs:
+            _epoch(model, stage, task, optimizer, schedule, done, label)
+            _save(model, optimizer, schedule, done, checkpoint)
+        done.stage, done.epochs = index + 1, 0
+    return done
+
+
+def _epoch(model, stage: Stage, task: Task, optimizer, schedule, done: Progress, label: str) -> None:
+    cpu, wall, total = time.process_time(), time.perf_counter(), 0.0
+    model.train()
+    for batch in task.epoch():
+        loss = task.loss(model, batch) + _penalty(model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+        if not np.isfinite(total):
+            raise FloatingPointError(
+                f"{label}: the loss is {loss.item()} in stage {stage.name}; lower its learning rate"
+            )
+    done.epochs += 1
+    done.cpu_seconds += time.process_time() - cpu
+    done.wall_seconds += time.perf_counter() - wall
+    line = {"stage": stage.name, "epoch": done.epochs, "loss": round(total / task.steps, 4)} | _bits(model)
+    done.log.append(line)
+    shown = "  ".join(f"{key} {value}" for key, value in line.items())
+    console.print(f"{label}  {shown}  cpu {done.cpu_seconds:.0f} s")
+
+
+def _penalty(model: nn.Module) -> Tensor | float:
+    return qat.bit_penalty(model) if hasattr(model, "soniq_target_bits") else 0.0
+
+
+def _bits(model: nn.Module) -> dict[str, float]:
+    if not hasattr(model, "soniq_target_bits") or not learned_layers(model):
+        return {}
+    return {"average_bits": round(float(average_bits(learned_layers(model)).detach()), 3)}
+
+
+def _save(model: nn.Module, optimizer, schedule, done: Progress, file: Path) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+             "random": torch.get_rng_state(), "progress": vars(done)}  # fmt: skip
+    _write(file, lambda path: torch.save(state, path))
+
+
+def _load(model: nn.Module, file: Path) -> tuple[Progress, dict[str, Any]]:
+    if not file.is_file():
+        return Progress(), {}
+    state = torch.load(file, weights_only=True)
+    model.load_state_dict(state["model"])
+    torch.set_rng_state(state["random"])
+    return Progress(**state["progress"]), state
+
+
+# --- evidence ----------------------------------------------------------------------------------------------------
+
+
+def evidence(model: nn.Module, factory: str, inputs: Tensor, batch: int) -> dict[str, Any]:
+    """Pack a frozen model, save it, load it in a new process, and count every output that differs from the emulation.
+
+    factory: "module:function" of this folder that makes a fresh float instance of the network.
+    Per layer every output of every batch of `inputs`, here (`qat.verify`) and in the new process (by digest, a batch each);
+    of the network every output there.
+    """
+    packed = qat.convert(model)
+    layers, outputs = Counter(), Counter()
+    for part in inputs.split(batch):
+        found = qat.verify(model, packed, part)
+        layers.update(values=sum(c.values for c in found.layers), different=sum(c.different for c in found.layers))
+        outputs.update(values=found.outputs.values, different=found.outputs.different)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.safetensors"
+        qat.save(packed, file)
+        size = file.stat().st_size
+        fresh = _compare_fresh(model, factory, file, inputs, batch)
+    return {"file_bytes": size, "layers": dict(layers), "network": dict(outputs), "new_process": fresh,
+            "packed_cpu_us": _cpu_us(packed, inputs[:batch])}  # fmt: skip
+
+
+def _compare_fresh(model: nn.Module, factory: str, file: Path, inputs: Tensor, batch: int) -> dict[str, int]:
+    images, answers = file.with_name("inputs.npy"), file.with_name("answers.npz")
+    np.save(images, inputs.numpy())
+    command = [sys.executable, str(HERE / "fresh.py"), factory, str(file), str(images), str(batch), str(answers)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    expected, got = digests(model, model, inputs, batch), np.load(answers)
+    outputs = expected.pop("outputs"), got["outputs"]
+    if set(expected) != set(got.files) - {"outputs"}:
+        raise AssertionError(f"the new process has layers {sorted(got.files)}, expected {sorted(expected)}")
+    return {
+        "outputs": outputs[0].size,
+        "different": int((outputs[0].view(np.int32) != outputs[1].view(np.int32)).sum()),
+        "layer_batches": sum(len(each) for each in expected.values()),
+        "layer_batches_different": sum(int((expected[name] != got[name]).sum()) for name in expected),
+    }
+
+
+@torch.no_grad()
+def digests(model: nn.Module, call: Callable[[Tensor], Tensor], inputs: Tensor, batch: int) -> dict[str, np.ndarray]:
+    """{layer: a digest of all its outputs, one of each batch}, and "outputs": float32, of the network."""
+    found: dict[str, list[str]] = {}
+    kinds = (qat.QuantLayer, qat.PackedLayer)
+    layers = {name: module for name, module in model.eval().named_modules() if isinstance(module, kinds)}
+
+    def keep(name: str) -> Callable:
+        def hook(layer, args, output):
+            found.setdefault(name, []).append(hashlib.sha256(output.contiguous().numpy().tobytes()).hexdigest())
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    outputs = torch.cat([call(part) for part in inputs.split(batch)]).contiguous().numpy()
+    for handle in handles:
+        handle.remove()
+    return {name: np.array(each) for name, each in found.items()} | {"outputs": outputs}
+
+
+@torch.no_grad()
+def _cpu_us(packed: nn.Module, inputs: Tensor, rounds: int = 10) -> float:
+    """CPU microseconds of one sample in a batch, on one thread: the fastest round."""
+    threads = soniq_kernels.get_num_threads()
+    soniq_kernels.set_num_threads(1)
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        packed(inputs)
+        times.append(time.process_time() - start)
+    soniq_kernels.set_num_threads(threads)
+    return round(1e6 * min(times) / len(inputs), 2)
+
+
+def sizes(model: nn.Module) -> dict[str, Any]:
+    """Bits and times of a frozen model: what the issue of compression is about."""
+    report = qat.report(model)
+    learned = learned_layers(model)
+    channels = {name: dict(sorted(Counter(layer.bits.tolist()).items())) for name, layer in quantized_layers(model)}
+    return {
+        "inner_bits": round(float(average_bits(learned or _inner(model))), 4),
+        "network_bits": round(report.average_bits, 4),
+        "compression": round(32 / report.average_bits, 3),
+        "planner_us": round(planner_us(model), 3),
+        "channels": channels,
+    }
+
+
+def _inner(model: nn.Module) -> list[qat.QuantLayer]:
+    """All but the first and the last layer."""
+    return [layer for _, layer in quantized_layers(model)][1:-1]
+
+
+def planner_us(model: nn.Module) -> float:
+    """Microseconds of all products of one sample, by the measured costs that the kernels are chosen by."""
+    total = 0.0
+    for _, layer in quantized_layers(model):
+        outputs = len(layer.weight) // layer.groups
+        for bits, count in Counter(layer.bits.tolist()).items():
+            products = count * layer.weights_per_channel * layer.rows
+            total += products * product_ns(bits, bits, outputs, layer.rows)
+    return total / 1000
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; the error of one value is not known."""
+    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first row is the head, numbers to the right."""
+    head, *body = rows
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def command_line() -> str:
+    return "python " + " ".join([os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])
