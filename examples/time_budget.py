@@ -27,9 +27,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from soniq_kernels import isa, planner, qat
+from soniq_kernels import isa, load_network, planner, qat, set_num_threads
 from soniq_kernels.qat.budget import average_bits, learned_layers
-from soniq_kernels.qat.exporting import network_of
 
 PALETTE, TARGET, BATCH = (2, 8), 3.5, 64
 EPOCHS = {"float": 10, "noise": 8, "exact": 10}
@@ -88,29 +87,29 @@ def train_mixed(teacher: nn.Module, data: Images, seed: int, cost: str, epochs: 
     return model.eval()
 
 
-def latency(model: nn.Module, data: Images, calls: int) -> float:
-    """Median microseconds of CPU time an image takes in a batch on the packed network, one thread."""
-    net, x = network_of(qat.convert(model)), data.test_images[:BATCH].numpy()
-    times = []
-    for _ in range(calls + 5):
-        began = time.process_time()
-        net(x)
-        times.append(time.process_time() - began)
-    return 1e6 * median(times[5:]) / BATCH
-
-
-def measure(model: nn.Module, data: Images, calls: int) -> dict[str, object]:
+def measure(model: nn.Module, data: Images) -> dict[str, object]:
     layers = learned_layers(model)
     assert qat.verify(model, qat.convert(model), data.test_images), "no output differs by a single bit"
     return {
         "accuracy": accuracy(model, data),
         "average_bits": float(average_bits(layers)),
         "high_share": [float((layer.bits == PALETTE[1]).float().mean()) for layer in layers],
-        "microseconds": latency(model, data, calls),
     }
 
 
-def summary(runs: list[dict], seeds: int) -> str:
+def latencies(files: list[Path], data: Images, calls: int) -> list[float]:
+    """Median microseconds of CPU time that an image takes in a batch on each network, in turns, one thread."""
+    networks, x = [load_network(file) for file in files], data.test_images[:BATCH].numpy()
+    times: list[list[float]] = [[] for _ in networks]
+    for _ in range(calls + 5):
+        for net, mine in zip(networks, times, strict=True):
+            began = time.process_time()
+            net(x)
+            mine.append(time.process_time() - began)
+    return [1e6 * median(mine[5:]) / BATCH for mine in times]
+
+
+def summary(runs: list[dict]) -> str:
     """Markdown: mean and standard error over the seeds."""
     head = "| budget over | accuracy % | bits a weight | high in conv2, conv3, linear1 % | us an image |\n|---|---|---|---|---|\n"
     lines = []
@@ -138,27 +137,38 @@ def main(
 ) -> None:
     """Train, measure and compare."""
     torch.set_num_threads(1)
+    set_num_threads(1)
     data, epochs = load("digits"), dict.fromkeys(EPOCHS, 1) if quick else EPOCHS
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "time_budget.json"
+    networks, path = out / "time_budget", out / "time_budget.json"
+    networks.mkdir(parents=True, exist_ok=True)
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    about = {"command": "python examples/time_budget.py", "machine": platform.processor() or platform.machine(),
+             "tier": isa.active(), "table": planner.table().origin, "palette": PALETTE, "target_bits": TARGET}  # fmt: skip
+
+    def write() -> None:
+        path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+
     ways = {"weights": ("bits", None), f"time, {isa.active()} here": ("time", None), f"time, {other}": ("time", other)}
-    began = time.process_time()
     for seed in track(range(seeds), description="seeds"):
         missing = [way for way in ways if (seed, way) not in {(run["seed"], run["way"]) for run in runs}]
         teacher = train_float(data, seed, epochs) if missing else None
         for way in missing:
-            cost, tier = ways[way]
+            began, (cost, tier) = time.process_time(), ways[way]
             with qat.machine(tier, table if tier else None):
                 model = train_mixed(teacher, data, seed, cost, epochs)
-            runs.append(
-                {"seed": seed, "way": way, "float": accuracy(teacher, data)} | measure(model, data, 5 if quick else 200)
-            )
-            about = {"command": "python examples/time_budget.py", "machine": platform.processor() or platform.machine(),
-                     "tier": isa.active(), "table": planner.table().origin, "palette": PALETTE, "target_bits": TARGET,
-                     "cpu_seconds": round(time.process_time() - began, 1)}  # fmt: skip
-            path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
-    text = summary(runs, seeds)
+            run = {"seed": seed, "way": way, "float": accuracy(teacher, data)} | measure(model, data)
+            run["network"] = f"{seed}-{list(ways).index(way)}.safetensors"
+            qat.save(qat.convert(model), networks / run["network"])
+            runs.append(run | {"cpu_seconds": round(time.process_time() - began, 1)})
+            write()
+        mine = [run for run in runs if run["seed"] == seed]
+        if not all("microseconds" in run for run in mine):
+            for run, found in zip(
+                mine, latencies([networks / run["network"] for run in mine], data, 5 if quick else 300), strict=True
+            ):
+                run["microseconds"] = found
+            write()
+    text = summary(runs)
     (out / "time_budget.md").write_text(text)
     Console().print(text)
 
