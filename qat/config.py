@@ -36,6 +36,8 @@ class Config:
                   scale of its largest value, found as it comes. Such an input arrives as float32, not as codes.
     fold_batch_norm
                   a BatchNorm that alone reads a layer's output becomes part of that layer's scale and bias.
+    embedding_bits
+                  precision of the rows of every nn.Embedding; None leaves them float32. They do not count towards a target.
     edge_bits     precision of residual sums' operands and of what average pools read, so that the packed network can keep
                   them as codes, where torch.fx can trace the model; None leaves them float32.
 
@@ -54,6 +56,7 @@ class Config:
     a_grid: ActivationGrid = "auto"
     a_scale: ActivationScale = "static"
     fold_batch_norm: bool = True
+    embedding_bits: int | None = None
     edge_bits: int | None = 8
 
     def __post_init__(self) -> None:
@@ -76,7 +79,7 @@ class Config:
             )
         if self.other_target is None:
             object.__setattr__(self, "target_bits", self.start_bits)
-        for name in ("first_bits", "last_bits", "edge_bits"):
+        for name in ("first_bits", "last_bits", "embedding_bits", "edge_bits"):
             if getattr(self, name) is not None:
                 _width(name, getattr(self, name))
         if isinstance(self.exclude, str):

@@ -12,6 +12,7 @@ from soniq_kernels.activations import PER_ROW
 
 from .budget import prepared_root, unwrapped
 from .edges import PackedEdge, QuantEdge
+from .embeddings import PackedEmbedding, QuantEmbedding
 from .exactness import WEIGHT_GRID
 from .freeze import frozen_layers
 from .layers import QuantConv1d, QuantConv2d, QuantLayer
@@ -52,6 +53,8 @@ def _packed(module: nn.Module) -> nn.Module | None:
         return pack_layer(module)
     if isinstance(module, QuantEdge):
         return PackedEdge(module)
+    if isinstance(module, QuantEmbedding):
+        return PackedEmbedding(module.packed_weights())
     return PackedNorm.of(module) if isinstance(module, QuantNorm) else None
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from .allocation import Allocation, Budget, apply
 from .budget import learned_layers, prepared_root, quantized_layers
 from .cost import Cost
+from .embeddings import QuantEmbedding
 from .layers import EXACT, FOLDED, NOISE, QuantLayer
 from .norms import QuantNorm
 from .observe import evaluating
@@ -54,6 +55,9 @@ def freeze(
     for layer in layers:
         layer.input.precision.requires_grad_(False)
         layer.set_phase(EXACT)
+    for module in model.modules():
+        if isinstance(module, QuantEmbedding):
+            module.fit()
     return model
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .edges import QuantAvgPool2d, QuantEdge
+from .embeddings import PackedEmbedding, QuantEmbedding
 from .layers import QuantLayer
 from .norms import PackedNorm, QuantNorm
 from .packed_layers import PackedLayer
@@ -18,7 +19,7 @@ from .packed_layers import PackedLayer
 Pair = tuple[int, int]
 Activation = tuple[str | float, ...]  # ("relu",), ("relu6",) or ("hardtanh", low, high)
 
-LEAVES = (QuantLayer, PackedLayer, QuantEdge, QuantAvgPool2d, QuantNorm, PackedNorm)
+LEAVES = (QuantLayer, PackedLayer, QuantEdge, QuantAvgPool2d, QuantNorm, PackedNorm, QuantEmbedding, PackedEmbedding)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 

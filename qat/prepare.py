@@ -10,6 +10,7 @@ from torch import nn
 
 from .budget import attach
 from .config import AUTO, Config
+from .embeddings import QuantEmbedding, reason_to_stay_float
 from .exactness import INT32_MAX, accumulator_bound
 from .layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear, name_of_pair
 from .network import Network, add_edges, study
@@ -55,13 +56,14 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
         spread = network.pixels.get(names[layer], 1)
         quantized[layer] = _quantized(layer, palettes[layer], seen[layer], config, folded.get(layer), spread)
     norms: dict[nn.Module, nn.Module] = {norm: QuantNorm(norm) for norm in network.norms}
-    swap(model, {**quantized, **norms, **{norm: nn.Identity() for norm in folded.values()}})
+    rows, embeddings = _embeddings(names, config)
+    swap(model, {**quantized, **norms, **rows, **{norm: nn.Identity() for norm in folded.values()}})
     _refuse_unreached(model, example_input, list(quantized.values()), [names[layer] for layer in taken])
     _share_inputs(model, network)
     if config.edge_bits is not None:
         add_edges(model, network, config.edge_bits)
     model.soniq_floats = [network.untraced] if network.untraced else []
-    reasons = {name: reason for name, reason in left.items() if reason} | _unsupported(names)
+    reasons = {name: reason for name, reason in left.items() if reason} | _unsupported(names) | embeddings
     attach(model, target_of(model, config, list(quantized.values()), float_bytes), config, float_bytes, reasons)
     return model
 
@@ -90,6 +92,27 @@ def _refuse_unmatched(config: Config, names: list[str]) -> None:
             raise ValueError(f"exclude has {pattern!r}, which matches no {SUPPORTED}; there are: {', '.join(names)}")
 
 
+def _embeddings(names: dict[nn.Module, str], config: Config) -> tuple[dict[nn.Module, nn.Module], dict[str, str]]:
+    """(what takes the place of embeddings, {name: why it stays float} of the others)."""
+    swaps: dict[nn.Module, nn.Module] = {}
+    reasons = {}
+    for module, name in names.items():
+        if type(module) is nn.Embedding:
+            reason = (
+                "Config(embedding_bits=8) would pack its rows"
+                if config.embedding_bits is None
+                else reason_to_stay_float(module)
+            )
+            if any(fnmatchcase(name, pattern) for pattern in config.exclude):
+                reason = "excluded"
+            if reason is not None:
+                reasons[name] = reason
+            elif config.embedding_bits is not None:
+                swaps[module] = QuantEmbedding(module, config.embedding_bits)
+                swaps[module].training = module.training
+    return swaps, reasons
+
+
 def _names(model: nn.Module) -> dict[nn.Module, str]:
     """Every module once, with the first of its names."""
     return {module: name for name, module in model.named_modules()}
@@ -100,7 +123,7 @@ def _unsupported(names: dict[nn.Module, str]) -> dict[str, str]:
     reasons = {
         name: f"a {type(module).__name__} is not supported"
         for module, name in names.items()
-        if isinstance(module, WEIGHTED) and type(module) not in KINDS
+        if isinstance(module, WEIGHTED) and type(module) not in (*KINDS, nn.Embedding)
     }
     for module, name in names.items():
         if isinstance(module, nn.MultiheadAttention):

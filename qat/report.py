@@ -19,6 +19,7 @@ from soniq_kernels.weights import MANY_ROWS
 
 from .budget import unwrapped
 from .cost import Shape, padding, time_of
+from .embeddings import PackedEmbedding, QuantEmbedding
 from .exactness import FLOAT32_EXACT, Pair, accumulator_bound
 from .figures import plot
 from .layers import NOISE, QuantLayer, name_of_pair
@@ -138,11 +139,20 @@ def _rows(model: nn.Module, reasons: dict[str, str]) -> Iterator[LayerReport]:
             yield _quantized_row(name, module)
         elif isinstance(module, PackedLayer):
             yield _packed_row(name, module)
+        elif isinstance(module, (QuantEmbedding, PackedEmbedding)):
+            inside.update(id(p) for p in module.parameters())
+            yield _embedding_row(name, module)
         else:
             for parameter_name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() > 1 and id(parameter) not in inside:
                     inside.add(id(parameter))
                     yield _float_row(name, parameter_name, module, parameter, reasons)
+
+
+def _embedding_row(name: str, module: QuantEmbedding | PackedEmbedding) -> LayerReport:
+    packed = module.packed_weights()
+    bits = packed.plan.segments[0].w.bits
+    return LayerReport(name, type(module).__name__, packed.shape, {}, float(bits), packed.nbytes, "", "looked up", None)
 
 
 def _float_row(name, parameter_name, module, parameter, reasons) -> LayerReport:

@@ -14,6 +14,7 @@ from soniq_kernels.network import Network
 
 from .convert import to_codes
 from .edges import PackedEdge, QuantAvgPool2d, QuantEdge
+from .embeddings import PackedEmbedding
 from .exporting import network_of
 from .geometry import Geometry
 from .network import EDGES, PREFIX
@@ -26,6 +27,7 @@ from .tracing import Traced, Untraceable, give_forward, swap, trace
 NOTHING_MORE: dict[str, Any] = {
     "pixels": {},
     "lines": [],
+    "embeddings": [],
     "norms": {},
     "edges": {},
     "placement": None,
@@ -71,6 +73,8 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         factor = tensors.get(f"{name}.input_factor")
         packed = PackedLinear(weights, pixels, factor) if place is None else convolution(weights, place, factor)
         swaps[_module(modules, name)] = packed
+    for name in description["embeddings"]:
+        swaps[_module(modules, name)] = PackedEmbedding(torch_ops.weights_from_tensor(tensors[f"{name}.packed"]))
     swap(model, swaps)
     if description["edges"]:
         _add_edges(model, description, path)
@@ -98,6 +102,7 @@ def _fields(packed: nn.Module) -> dict[str, Any]:
     return {
         "pixels": {name: module.pixels for name, module in modules if getattr(module, "pixels", 1) > 1},
         "lines": [name for name, module in modules if isinstance(module, PackedConv1d)],
+        "embeddings": [name for name, module in modules if isinstance(module, PackedEmbedding)],
         "norms": {name: len(module.g) for name, module in modules if isinstance(module, PackedNorm)},
         "edges": {name: _edge_fields(edge) for name, edge in getattr(packed, EDGES, nn.Module()).named_children()},
         "placement": getattr(packed, "soniq_placement", None),

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from soniq_kernels.torch_ops import weights_to_tensor
+
 from .config import Config
 from .convert import pack_layer
 from .cost import bit_cost, layer_cost
 from .edges import QuantEdge
+from .embeddings import QuantEmbedding
 from .layers import QuantLayer
 from .norms import QuantNorm
 
@@ -66,10 +69,12 @@ def _fixed_bytes(model: nn.Module, layers: Sequence[QuantLayer]) -> int:
     """Bytes of the packed network beside the codes of learned weights, two precisions in each learned layer."""
     inside = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
     for module in model.modules():
-        if isinstance(module, (QuantEdge, QuantNorm)):
+        if isinstance(module, (QuantEdge, QuantNorm, QuantEmbedding)):
             inside |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     outside = {id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}
     total = sum(size for key, size in outside.items() if key not in inside)
+    rows = [module.packed_weights() for module in model.modules() if isinstance(module, QuantEmbedding)]
+    total += sum(weights_to_tensor(packed).numel() for packed in rows)
     with _two_levels(layers):
         for layer in layers:
             codes = float(layer.bits.double().mean()) * layer.weight.numel() / 8 if layer.learns_bits else 0.0

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qat_nets import quant_layers
-from soniq_kernels import qat
+from soniq_kernels import packing, qat
 
 WIDTH, HEADS, TOKENS, WORDS = 16, 2, 6, 30
 
@@ -99,7 +99,51 @@ def test_an_encoder_through_every_phase(tmp_path):
     again = qat.load(tmp_path / "encoder.safetensors", Encoder())
     assert torch.equal(again(**batch(8))["logits"], packed(**batch(8))["logits"])
     floats = {row.name: row.kernel for row in qat.report(model).layers if row.kernel.startswith("float")}
-    assert floats == {"words": "float: a Embedding is not supported"}
+    assert floats == {"words": "float: Config(embedding_bits=8) would pack its rows"}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_embeddings_of_codes(bits, tmp_path):
+    """Rows are looked up: values are those of the packed bytes, bit for bit, and the codes stay what the weights were."""
+    torch.manual_seed(0)
+    model = Encoder()
+    with torch.no_grad():
+        model.words.weight[0] = 0.0
+    exact = model.words.weight.detach().clone()
+    qat.prepare(model, qat.Config(embedding_bits=bits, last_bits=None), batch())
+    optimizer = torch.optim.SGD(qat.param_groups(model.train(), lr=0.05))
+    model(**batch())["logits"].square().mean().backward()
+    optimizer.step()
+    assert model.head.weight is model.words.weight and not torch.equal(model.words.weight, exact)
+    qat.freeze(model).eval()
+    packed = qat.convert(model)
+    assert qat.verify(model, packed, batch(3))
+    rows = packed.words.packed_weights()
+    ids = torch.arange(WORDS).view(5, 6)
+    assert torch.equal(packed.words(ids), torch.from_numpy(rows.dequantize())[ids])
+    assert torch.equal(model.words(ids), packed.words(ids))
+    expected = packing.quantize_weights(model.words.weight.detach().numpy(), rows.plan, rows.scale)
+    assert (rows.codes() == expected.codes()).all(), "the quantizer of the kernels"
+    qat.save(packed, tmp_path / "encoder.safetensors")
+    again = qat.load(tmp_path / "encoder.safetensors", Encoder())
+    assert torch.equal(again(**batch(8))["logits"], packed(**batch(8))["logits"])
+    fresh = qat.prepare(Encoder(), qat.Config(embedding_bits=bits, last_bits=None), batch())
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.eval()(**batch(8))["logits"], model(**batch(8))["logits"])
+    (row,) = [row for row in qat.report(packed).layers if row.name == "words"]
+    assert row.average_bits == bits and row.bytes == WORDS * WIDTH * bits // 8 + 4 * WORDS
+
+
+def test_a_row_of_zeros_stays_as_good_as_zero():
+    model = nn.Sequential(nn.Embedding(4, WIDTH, padding_idx=0), nn.Linear(WIDTH, 4), nn.Linear(4, 4))
+    qat.prepare(model, qat.Config(embedding_bits=8), torch.tensor([[0, 1]]))
+    assert model[0](torch.tensor(0)).abs().max() < 1e-29
+
+
+def test_embeddings_that_cannot_be_codes_say_why():
+    model = nn.Sequential(nn.Embedding(4, WIDTH, max_norm=1.0), nn.Linear(WIDTH, 4), nn.Linear(4, 4))
+    qat.prepare(model, qat.Config(embedding_bits=8), torch.tensor([[0, 1]]))
+    assert qat.report(model).layers[0].kernel == "float: max_norm changes the weights at every call"
 
 
 class OwnAttention(nn.Module):
