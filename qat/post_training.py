@@ -4,7 +4,8 @@ teacher     a float copy, whose layers' outputs are the targets
 smoothing   channels of a tensor brought nearer to each other            smoothing.py
 ranges      scales by the error of each layer's output                  ranges.py
 bits        the channels that deserve the high precision                sensitivity.py
-layers      in the order of execution, each trained to its target       reconstruct.py
+layers      in the order of execution: rounding that makes good,        rounding.py
+            then training, each to the float layer's output             reconstruct.py
 network     (optional) all of it trained to the float model's outputs   reconstruct.py
 """
 
@@ -35,6 +36,7 @@ from .prepare import prepare
 from .ranges import Target, search_ranges, start_ranges
 from .reconstruct import reconstruct, reconstruct_network
 from .report import report
+from .rounding import round_weights
 from .sensitivity import Choice, channel_gains, choose, damage
 from .smoothing import fold, makers, smooth
 from .tensors import InputQuantizer
@@ -61,6 +63,7 @@ class PostTraining:
                     one sample's products in learned layers, by this machine's table of costs. None: a quarter of the way.
     smooth          bring channels of a tensor nearer to each other: into the layer in front where there is one that
                     alone makes the tensor, else (with a_scale="per_row") by a product in front of the layer
+    rounding        choose the codes of a Linear's weights one after the other, each making good for those before
     items           rows of a Linear's input, per layer, that calibration looks at; a 32nd of it for images
     steps           steps of reconstruction of each layer; 0: none
     network_steps   steps of reconstruction of the whole network's output (`loss`), after that of the layers
@@ -79,6 +82,7 @@ class PostTraining:
     a_scale: Literal["static", "per_row"] = "static"
     edge_bits: int | None = 8
     smooth: bool = True
+    rounding: bool = True
     items: int = 1024
     steps: int = 200
     network_steps: int = 0
@@ -283,6 +287,8 @@ class _PostTraining:
             with torch.no_grad():
                 targets = [Target(layer, x, self._outputs(name, layer, inputs)) for name, layer in group]
                 search_ranges(targets)
+                for target in targets if self.how.rounding else []:
+                    round_weights(target)
             reconstruct(targets, self.how.steps, self.how.seed, self.how.rate, name)
 
     def _reconstruct_network(self) -> None:

@@ -17,7 +17,8 @@ from soniq_kernels import qat
 from soniq_kernels.qat import reconstruct, smoothing
 from soniq_kernels.qat.calibration import layer_inputs
 from soniq_kernels.qat.ranges import Target, search_ranges, start_ranges
-from soniq_kernels.qat.sensitivity import Choice, choose
+from soniq_kernels.qat.rounding import round_weights
+from soniq_kernels.qat.sensitivity import Choice, choose, values_at
 
 FEW = {"items": 64, "steps": 4, "block": 2}
 
@@ -273,3 +274,14 @@ def test_lines_are_quantized_and_smoothed_too():
     smoothing.set_factor([model[2]], 2.0 ** torch.arange(6))
     result = qat.verify(model, qat.convert(model), x)
     assert result, str(result)
+
+
+@pytest.mark.parametrize("fields", [dict(palette=(3, 3)), dict(palette=(2, 2), a_palette=(8, 8), a_scale="per_row")])
+def test_rounding_gets_nearer_and_leaves_values_of_codes(fields):
+    targets = targets_of(frozen_mlp(**fields), mlp(), "1")
+    search_ranges(targets)
+    before, layer = targets[0].error(), targets[0].layer
+    round_weights(targets[0])
+    assert targets[0].error() < before
+    values = values_at(layer.weight.detach(), layer.weight_scale().view(-1, 1), "bipolar", layer.widths[0])
+    assert torch.equal(values, layer.weight)

@@ -1,0 +1,69 @@
+"""Rounding that makes good: of a Linear's weights, each rounded one is compensated by those that are still free.
+
+After GPTQ (Frantar et al., arXiv 2210.17323), with two changes: the weights are first moved to where they best make good for
+the rounding of the inputs (least squares), and channels of few bits are rounded first, since those of many bits compensate
+finely. Scales stay as they are; the weights become exactly the values of their codes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from soniq_kernels.packing import Grid
+
+from .exactness import WEIGHT_GRID
+from .layers import QuantLinear
+from .quantizer import Table, levels
+from .ranges import Target
+
+RIDGE = 0.01  # of the mean of H's diagonal: what holds the weights where they are
+
+
+@torch.no_grad()
+def round_weights(target: Target) -> None:
+    """Choose the weights of one Linear, in place, by the error of its output; taken back if that does not get smaller."""
+    layer = target.layer
+    if not isinstance(layer, QuantLinear):
+        return
+    before, kept = target.error(), layer.weight.clone()
+    x = input_values(layer, target.x).double()
+    wanted = target.y.double() if layer.bias is None else target.y.double() - layer.bias.double()
+    second = x.T @ x
+    second += RIDGE * second.diagonal().mean().clamp(min=1e-30) * torch.eye(len(second), dtype=second.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+    weight = layer.weight.double()
+    weight = weight + (wanted - x @ weight.T).T @ x @ inverse
+    layer.weight.copy_(_rounded(layer, weight, second.diagonal(), inverse))
+    if not target.error() < before:
+        layer.weight.copy_(kept)
+
+
+def input_values(layer: QuantLinear, x: Tensor) -> Tensor:
+    """What the codes of the layer's input stand for, float32 like x."""
+    x = layer.entering(x)
+    scale = layer.input.scale_for(x, layer.row_dims)
+    table = layer.input.table(layer._features)
+    return levels(x, scale, table) * (scale * _units(layer.kind, layer.a_bits))
+
+
+def _rounded(layer: QuantLinear, weight: Tensor, diagonal: Tensor, inverse: Tensor) -> Tensor:
+    """Column after column, the error of each spread over those that follow; float32 values of codes."""
+    order = torch.argsort(layer.bits.double() - diagonal / diagonal.max().clamp(min=1e-30) / 2)
+    weight, bits = weight[:, order], layer.bits[order]
+    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
+    scale, units = layer.weight_scale(), _units(WEIGHT_GRID, bits)
+    chosen = torch.empty(weight.shape)
+    for k, bit in enumerate(bits):
+        table = Table.of(WEIGHT_GRID, bit.view(1), (1,))
+        chosen[:, k] = levels(weight[:, k].float(), scale, table) * (scale * units[k])
+        error = (weight[:, k] - chosen[:, k].double()) / upper[k, k]
+        weight[:, k + 1 :] -= error.unsqueeze(1) * upper[k, k + 1 :]
+    result = torch.empty_like(chosen)
+    result[:, order] = chosen
+    return result
+
+
+def _units(kind: str, bits: Tensor) -> Tensor:
+    """2^e of every channel's grid."""
+    return torch.tensor([1.0] + [2.0 ** Grid(kind, p).exponent for p in range(1, 9)])[bits]
