@@ -166,7 +166,7 @@ def repeated(weights: Any, packed: packing.PackedWeights, times: int) -> Any:
     if times == 1:
         return weights
     large = copy.copy(weights)
-    large.shape, large._packed, large.cache = packed.shape, packed, {}
+    large.shape, large.packed, large.cache = packed.shape, packed, {}
     large.panels = tuple(panel.repeat(1, times, *[1] * (panel.dim() - 2)) for panel in weights.panels)
     large.vectors = weights.vectors.repeat(1, times)
     large.group_outputs = packed.shape[0]

@@ -28,7 +28,7 @@ from triton.runtime import driver
 
 from soniq_kernels import packing
 from soniq_kernels import triton_kernels as gpu
-from soniq_kernels.triton_kernels import choice, conv, epilogue, gemm, launch, quantize, tensor_core, vector
+from soniq_kernels.triton_kernels import choice, conv, epilogue, gemm, launch, move, quantize, tensor_core, vector
 from soniq_kernels.triton_kernels.choice import TENSOR_CORE, VECTOR, Choice
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -134,7 +134,7 @@ def main() -> None:
         assert set(kernel.arg_names[len(arguments) :]) == {*constants, "ASM"}, kernel
         compiled.append(launch.compiled(kernel, arguments, constants, **options))
 
-    for module in (tensor_core, vector, conv, quantize):
+    for module in (tensor_core, vector, conv, quantize, move):
         module.launch = record
     quantize.require_usable = lambda device: None
     found = {}

@@ -123,10 +123,11 @@ SONIQ_DEVICE bool gather_splits(const Product& p, const Tile& tile, u32 threads,
 SONIQ_DEVICE void finish_tile(const Product& p, const Tile& tile, u32 threads, u32* last) {
   if (p.splits > 1 && !gather_splits(p, tile, threads, last)) return;
   const u32 count = tile.rows * tile.width;
-  for (u32 e = thread(); e < count; e += threads) {
-    const u32 row = e / tile.width, column = e % tile.width;
+  for (u32 first = 0; first < count; first += threads) {
+    const u32 e = first + thread(), row = e / tile.width, column = e % tile.width;
     const u32 m = tile.row0 + row, n = tile.output0 + column;
-    if (m < p.out.rows && n < p.out.outputs) finish(p.out, m, n, tile.sums[row * tile.stride + column]);
+    const bool ok = e < count && m < p.out.rows && n < p.out.outputs;
+    finish(p.out, m, n, ok ? tile.sums[row * tile.stride + column] : 0, ok);
   }
 }
 

@@ -7,9 +7,12 @@ owns memory and launches. Integers and floats are those of the CPU, bit for bit.
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Mapping
+import struct
+from collections import namedtuple
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,37 +35,45 @@ ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hardtanh": 3}
 
 
 # ---- what kernels take by value: the structs of the CUDA sources -----------------------------------------------------------
-def _struct(**fields: str) -> np.dtype[Any]:
-    return np.dtype(list(fields.items()), align=True)
+def _struct(addresses: str, words: str, floats: str = "", **more: Any) -> np.dtype[Any]:
+    """A struct of addresses, then uint32 numbers, then float32 numbers, then what is named."""
+    fields = [(n, "u8") for n in addresses.split()] + [(n, "u4") for n in words.split()] + [(n, "f4") for n in floats.split()]
+    return np.dtype([*fields, *more.items()], align=True)
 
 
-_PASS = _struct(w="u4", w_stride="u4", x="u4", x_stride="u4", blocks="u4", share_blocks="u4", factor="u4")
-_OUTPUT = np.dtype(
-    [(name, "u8") for name in (
-        "acc", "y", "codes", "activation_scale", "w_scale", "bias", "residual", "post_scale", "post_bias", "r", "z", "cmax",
-        "position", "column_terms", "row_terms",
-    )]
-    + [(name, "u4") for name in ("rows", "outputs", "row_parts", "rows_per_scale")]
-    + [("unit", "f4"), ("low", "f4"), ("high", "f4"), ("activation", "u4")],
-    align=True,
-)  # fmt: skip
+_PASS = _struct("", "w w_stride x x_stride blocks share_blocks factor")
+_OUTPUT = _struct(
+    "acc y codes sums activation_scale vectors residual residual_codes residual_scale residual_steps residual_ints quantizers "
+    "code_ints column_terms row_terms",
+    "rows outputs row_parts rows_per_scale residual_stride rows_per_residual_scale residual_signed tensors codes_stride "
+    "sums_stride has activation",
+    "unit low high",
+)
 PRODUCT = np.dtype(
     [(name, "u8") for name in ("w", "x", "partial", "arrivals")]
     + [(name, "u4") for name in ("passes", "output_tiles", "column_tiles", "pack", "splits", "factor")]
     + [("pass", _PASS, MOST_PASSES), ("out", _OUTPUT)],
     align=True,
-)
-_SEGMENT = _struct(
-    first="u4", channels="u4", blocks="u4", planes="u4", term_factor="u4", r_numerator="f4", z="f4", cmax="f4"
-)
+)  # fmt: skip
+_SEGMENT = _struct("", "first channels blocks planes term_factor flip", "r_numerator z cmax")
 PLANES_CALL = np.dtype(
     [(name, "u8") for name in ("x", "original", "scale", "planes", "row_terms")]
-    + [(name, "u4") for name in ("rows", "channels", "source", "segments", "per_row")]
+    + [(name, "u4") for name in ("rows", "channels", "x_stride", "source", "segments", "per_row")]
     + [("dynamic_factor", "f4")]
     + [(name, "u4") for name in ("pack", "group_tiles", "parts")]
     + [("segment", _SEGMENT, 2)],
     align=True,
-)
+)  # fmt: skip
+# What changes from call to call is written over a copy of the rest; one instruction of Python each, since a call has to be short.
+Output = namedtuple("Output", _OUTPUT.names, defaults=[0] * len(_OUTPUT.names))  # type: ignore[misc]
+_pack_output = struct.Struct("<" + "".join({"u8": "Q", "u4": "I", "f4": "f"}[_OUTPUT[n].str[1:]] for n in _OUTPUT.names)).pack_into
+_OUTPUT_AT = PRODUCT.fields["out"][1]
+_pack_addresses = {count: struct.Struct(f"<{count}Q").pack_into for count in (4, 5)}
+
+
+def _copy_of(call: NDArray[Any]) -> Any:
+    """The bytes of a struct, for the call that writes the rest of them."""
+    return (ctypes.c_char * call.nbytes).from_buffer_copy(call)
 
 
 class Device(Protocol):
@@ -76,16 +87,20 @@ class Device(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any = None) -> Any:
         """Uninitialised memory, an array of the same library as `like`."""
 
-    def zeros(self, words: int) -> Any:
-        """uint32 zeros."""
+    def zeros(self, words: int, like: Any = None) -> Any:
+        """int32 zeros, an array of the same library as `like`."""
 
     def describe(self, array: Any) -> tuple[int, tuple[int, ...], str]:
-        """(address, shape, dtype name) of a contiguous array on this device, else TypeError or ValueError."""
+        """(address, shape, dtype name) of a caller's contiguous array on this device, else TypeError or ValueError."""
 
-    def launch(
-        self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: NDArray[Any]
-    ) -> None:
-        """Runs a kernel of the CUDA sources on one struct."""
+    def address(self, array: Any) -> int:
+        """Of an array that this device made."""
+
+    def order_of_launches(self) -> int | None:
+        """What launches follow each other in: the current stream. None while a CUDA graph records, which is replayed in any."""
+
+    def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: Any) -> None:
+        """Runs a kernel of the CUDA sources on one struct, a ctypes array of its bytes, which is copied before this returns."""
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------------
@@ -182,6 +197,12 @@ class Launch:
     def tiles(self) -> int:
         return self.grid[0] * self.grid[2]
 
+    @property
+    def tile_outputs(self) -> int:
+        """128 of a gemm, 16 or 32 of a gemv."""
+        gemv = self.kernel.removeprefix("b1_gemv_")
+        return TILE_OUTPUTS * GEMV_FORMS[int(gemv)] if gemv != self.kernel else GEMM_OUTPUTS
+
 
 def choose(panels: Panels, rows: int, processors: int, form: str | None = None, splits: int | None = None) -> Launch:
     """gemv while the planes of all rows fit eight tiles of columns, else gemm; `form` and `splits` force."""
@@ -230,8 +251,11 @@ def _splits(blocks: int, wanted: int, most: int) -> int:
     return max(1, min(wanted // max(1, blocks), most))
 
 
-def suits(packed: PackedWeights, rows: int) -> str | None:
-    """Why one-bit products are the way for a call of so many rows; None where another way is expected to be faster."""
+def suits(packed: Any, rows: int) -> str | None:
+    """Why one-bit products are the way for a call of so many rows; None where another way is expected to be faster.
+
+    packed: PackedWeights, or what has their shape and plan.
+    """
     if len(packed.shape) != 2:
         return None
     work = max(s.w.bits * s.a.bits for s in packed.plan.segments)
@@ -264,27 +288,42 @@ def _passes(panels: Panels, launch: Launch) -> tuple[list[tuple[int, ...]], int]
 
 
 def product_call(panels: Panels, launch: Launch) -> NDArray[Any]:
-    """PRODUCT with everything but addresses, rows and the epilogue's numbers."""
+    """PRODUCT with everything but addresses and the epilogue."""
     call = np.zeros((), PRODUCT)
     passes, factor = _passes(panels, launch)
     call["pass"][: len(passes)] = passes
     call["passes"], call["factor"], call["splits"] = len(passes), factor, launch.splits
     call["output_tiles"], call["column_tiles"], call["pack"] = panels.output_tiles, launch.column_tiles, launch.pack
-    call["out"]["outputs"] = panels.outputs
     return call
 
 
-def planes_call(panels: Panels, plan: Plan, launch: Launch, rows: int, processors: int) -> NDArray[Any]:
-    """PLANES_CALL with everything but addresses, the source and the scale."""
+class Rows(NamedTuple):
+    """How activations lie in memory.
+
+    Attributes:
+        source: of SOURCES. stride: values from row to row. first: of each segment, where channels stand in stored order.
+        flips: per segment, 128 where codes of 8 bits are signed bytes. permuted: whether channels stand in their original order.
+    """
+
+    source: int
+    stride: int
+    first: tuple[int, ...]
+    flips: tuple[int, ...]
+    permuted: bool
+
+
+def planes_call(panels: Panels, plan: Plan, launch: Launch, rows: int, processors: int, lie: Rows) -> NDArray[Any]:
+    """PLANES_CALL with everything but addresses and the scale."""
     call = np.zeros((), PLANES_CALL)
     call["rows"], call["channels"], call["segments"] = rows, plan.channels, len(plan.segments)
+    call["source"], call["x_stride"] = lie.source, lie.stride
     call["pack"], call["group_tiles"] = launch.pack, launch.group_tiles
     blocks, planes = sum(s.blocks for s in panels.segments), 0
     call["parts"] = max(1, min(-(-blocks // 8), processors // max(1, rows)))
     for index, (panel, s) in enumerate(zip(panels.segments, plan.segments, strict=True)):
         call["segment"][index] = (
-            plan.first_channels[index], panel.channels, panel.blocks, planes, panel.term_factor, s.a.r_numerator, s.a.z,
-            s.a.cmax,
+            lie.first[index], panel.channels, panel.blocks, planes, panel.term_factor, lie.flips[index], s.a.r_numerator,
+            s.a.z, s.a.cmax,
         )  # fmt: skip
         planes += launch.column_tiles * panel.blocks * COLUMN_UNITS
     return call
@@ -297,7 +336,7 @@ class Planes(NamedTuple):
     launch: Launch
     rows: int
     words: Any
-    row_terms: Any
+    row_terms: int  # address, behind the planes
     parts: int
     scale: Any
     rows_per_scale: int
@@ -319,19 +358,25 @@ class Linear:
         self.packed, self.device = packed, device
         self.panels = panels or weight_panels(packed)
         self.words = device.put(self.panels.words)
-        self._original = None if packed.plan.in_order else device.put(packed.plan.permutation.astype(np.uint32))
-        vectors: Mapping[str, NDArray[Any] | None] = {
-            "w_scale": packed.scale, "bias": packed.bias, "post_scale": packed.post_scale, "post_bias": packed.post_bias,
-            "column_terms": self.panels.column_terms,
-        }  # fmt: skip
-        self._vectors = {name: device.put(v) for name, v in vectors.items() if v is not None}
+        self.column_terms = device.put(self.panels.column_terms)
+        plan = packed.plan
+        self._original = None if plan.in_order else device.put(plan.permutation.astype(np.uint32))
+        vectors = [packed.scale, packed.bias, packed.post_scale, packed.post_bias]
+        nothing = np.zeros(self.panels.outputs, np.float32)
+        self._vectors = device.put(np.stack([nothing if v is None else v for v in vectors]))
+        self._has = sum(1 << i for i, v in enumerate(vectors) if v is not None)
         self._scales: dict[float, Any] = {}
-        self._codes: dict[Any, dict[str, Any]] = {}
-        self._workspace: dict[int, tuple[Any, Any]] = {}
+        self._codes: dict[Any, tuple[Any, Any]] = {}
+        self._workspace: dict[Any, tuple[Any, Any]] = {}
+        self._ready = lru_cache(maxsize=256)(self._prepared)
 
     def launch_for(self, rows: int, form: str | None = None, splits: int | None = None) -> Launch:
         """The launch that serves so many rows."""
-        return choose(self.panels, rows, self.device.processors, form, splits)
+        return self._ready(choose, rows, self.device.processors, form, splits)
+
+    def _prepared(self, make: Any, *arguments: Any) -> Any:
+        """make(panels, ...), kept for calls that ask for the same."""
+        return make(self.panels, *arguments)
 
     # ---- activations
     def quantize(self, x: Any, scale: Any = None, launch: Launch | None = None) -> Planes:
@@ -351,24 +396,36 @@ class Linear:
         if dtype not in SOURCES:
             raise TypeError(f"x is {dtype}, expected one of {', '.join(SOURCES)}")
         rows = math.prod(shape[:-1])
-        launch = launch or self.launch_for(rows)
-        call = planes_call(self.panels, plan, launch, rows, self.device.processors)
         scale, per_row, rows_per_scale = self._scale(scale, rows, x)
+        lie = Rows(SOURCES[dtype], plan.channels, tuple(plan.first_channels), (0,) * len(plan.segments), True)
+        return self.planes(address, lie, rows, x, scale, per_row, rows_per_scale, launch)
+
+    def planes(
+        self, address: int, lie: Rows, rows: int, like: Any, scale: Any, per_row: bool, rows_per_scale: int,
+        launch: Launch | None = None,
+    ) -> Planes:  # fmt: skip
+        """Bit planes of what lies at an address; a `per_row` scale is written, another one read."""
+        launch = launch or self.launch_for(rows)
+        device, plan = self.device, self.packed.plan
+        template = self._ready(planes_call, plan, launch, rows, device.processors, lie)
         units = launch.column_tiles * sum(s.blocks for s in self.panels.segments) * COLUMN_UNITS
-        words = self.device.empty((units * 4,), "int32", like=x)
-        parts = int(call["parts"])
-        row_terms = self.device.empty((rows * parts,), "int32", like=x)
-        call["x"], call["source"], call["per_row"] = address, SOURCES[dtype], per_row
-        call["scale"], call["planes"], call["row_terms"] = map(self._address, (scale, words, row_terms))
-        call["original"] = 0 if self._original is None else self._address(self._original)
-        if per_row:
-            call["dynamic_factor"] = plan.widest_activation.dynamic_factor
+        parts = int(template["parts"])
+        words = device.empty((units * 4 + rows * parts,), "int32", like=like)  # planes, then the rows' terms
+        at = device.address(words)
+        made = Planes(launch, rows, words, at + 16 * units, parts, scale, rows_per_scale)
         if rows:
-            self.device.launch("write_planes", (rows, parts, 1), 256, 64, call)
-        return Planes(launch, rows, words, row_terms, parts, scale, rows_per_scale)
+            call = template
+            if per_row:
+                call = template.copy()
+                call["per_row"], call["dynamic_factor"] = 1, plan.widest_activation.dynamic_factor
+            original = device.address(self._original) if lie.permuted and self._original is not None else 0
+            arguments = _copy_of(call)
+            _pack_addresses[5](arguments, 0, address, original, device.address(scale), at, made.row_terms)
+            device.launch("write_planes", (rows, parts, 1), 256, 64, arguments)
+        return made
 
     def _scale(self, scale: Any, rows: int, x: Any) -> tuple[Any, bool, int]:
-        """(array, whether the kernel writes it, rows for each of its values or 0)."""
+        """(array, whether the kernel writes it, rows for each of its values)."""
         dtype = self.device.describe(x)[2]
         scale = self.packed.activation_scale if scale is None else scale
         if scale is None:
@@ -381,7 +438,7 @@ class Linear:
             value = float(np.float32(scale))
             if value not in self._scales:
                 self._scales[value] = self.device.put(np.array([value], np.float32))
-            return self._scales[value], False, 0
+            return self._scales[value], False, max(1, rows)
         if dtype != "uint8":
             raise ValueError(f'scale has {np.ndim(scale)} axes and x holds floats, expected a float or "per_row"')
         return scale, False, 1
@@ -391,7 +448,7 @@ class Linear:
         """int32 [..., N], exact, in units of 2**packed.exponent. x: as `quantize` takes it, or Planes of it."""
         planes, shape = self._planes(x, scale)
         acc = self.device.empty(shape, "int32", like=x)
-        self._run(planes, {"acc": acc})
+        self.run(planes, Output(acc=self.device.address(acc)), x)
         return acc
 
     def linear(
@@ -410,15 +467,24 @@ class Linear:
             activation: None, "relu", "relu6" or ("hardtanh", low, high).
         """
         planes, shape = self._planes(x, scale)
-        arrays = {} if residual is None else {"residual": residual}
         if residual is not None and self.device.describe(residual)[1:] != (shape, "float32"):
             raise ValueError(f"residual is {self.device.describe(residual)[1:]}, expected float32 of shape {shape}")
+        address = self.device.address
         result = self.device.empty(shape, "float32" if out is None else "uint8", like=x)
+        function, low, high = activation_of(activation)
+        steps = Output(
+            activation_scale=address(planes.scale), rows_per_scale=planes.rows_per_scale, vectors=address(self._vectors),
+            has=self._has, unit=2.0**self.packed.exponent, activation=function, low=low, high=high,
+            residual=0 if residual is None else address(residual),
+        )  # fmt: skip
         if out is None:
-            arrays["y"] = result
+            steps = steps._replace(y=address(result))
         else:
-            arrays |= self._output_codes(*out) | {"codes": result}
-        self._run(planes, arrays, activation)
+            quantizers, ints = map(address, self._output_codes(*out))
+            steps = steps._replace(
+                codes=address(result), codes_stride=shape[-1], tensors=1, quantizers=quantizers, code_ints=ints
+            )
+        self.run(planes, steps, x)
         return result
 
     def _planes(self, x: Any, scale: Any) -> tuple[Planes, tuple[int, ...]]:
@@ -427,8 +493,8 @@ class Linear:
         planes = self.quantize(x, scale)
         return planes, (*self.device.describe(x)[1][:-1], self.panels.outputs)
 
-    def _output_codes(self, plan: Plan, scale: float) -> dict[str, Any]:
-        """r, z, cmax and place of every output's code."""
+    def _output_codes(self, plan: Plan, scale: float) -> tuple[Any, Any]:
+        """The tables of one tensor of codes in stored order, whose sums nobody wants."""
         if plan.channels != self.panels.outputs:
             raise ValueError(
                 f"out names a plan of {plan.channels} channels, this layer has {self.panels.outputs} outputs"
@@ -439,40 +505,38 @@ class Linear:
             numerator, z, cmax = (
                 np.array([getattr(g, name) for g in grids], np.float32)[index] for name in ("r_numerator", "z", "cmax")
             )
-            arrays = {
-                "r": numerator / np.float32(scale),
-                "z": z,
-                "cmax": cmax,
-                "position": plan.position.astype(np.uint32),
-            }
-            self._codes[key] = {name: self.device.put(a) for name, a in arrays.items()}
+            quantizers, nothing = np.stack([numerator / np.float32(scale), z, cmax]), np.zeros(plan.channels, np.uint32)
+            ints = np.stack([plan.position.astype(np.uint32), nothing, nothing])
+            self._codes[key] = self.device.put(quantizers), self.device.put(ints)
         return self._codes[key]
 
-    def _run(self, planes: Planes, arrays: Mapping[str, Any], activation: Any = None) -> None:
-        launch = planes.launch
-        call = product_call(self.panels, launch)
-        call["w"], call["x"] = self._address(self.words), self._address(planes.words)
-        if launch.splits > 1:
-            call["partial"], call["arrivals"] = map(self._address, self._zeros(launch))
-        out = call["out"]
-        for name, array in {**self._vectors, **arrays}.items():
-            out[name] = self._address(array)
-        out["activation_scale"], out["row_terms"] = self._address(planes.scale), self._address(planes.row_terms)
-        out["rows"], out["row_parts"], out["rows_per_scale"] = planes.rows, planes.parts, planes.rows_per_scale
-        out["unit"] = 2.0**self.packed.exponent
-        out["activation"], out["low"], out["high"] = activation_of(activation)
-        if planes.rows:
-            self.device.launch(launch.kernel, launch.grid, launch.threads, launch.shared, call)
+    def run(self, planes: Planes, steps: Any, like: Any = None) -> None:
+        """The product with an epilogue: `steps` is an Output of everything but what the layer and the planes know."""
+        launch, device = planes.launch, self.device
+        if not planes.rows:
+            return
+        space = (0, 0) if launch.splits == 1 else tuple(map(device.address, self._zeros(launch, like)))
+        call = _copy_of(self._ready(product_call, launch))
+        _pack_addresses[4](call, 0, device.address(self.words), device.address(planes.words), *space)
+        out = steps._replace(
+            column_terms=device.address(self.column_terms), row_terms=planes.row_terms, rows=planes.rows,
+            outputs=self.panels.outputs, row_parts=planes.parts,
+        )  # fmt: skip
+        _pack_output(call, _OUTPUT_AT, *out)
+        device.launch(launch.kernel, launch.grid, launch.threads, launch.shared, call)
 
-    def _zeros(self, launch: Launch) -> tuple[Any, Any]:
-        """Sums and arrivals of the tiles when K is split: zeros, which the kernels leave as zeros."""
-        words = launch.tiles * launch.tile_words
-        if words not in self._workspace:
-            self._workspace[words] = self.device.zeros(words), self.device.zeros(launch.tiles)
-        return self._workspace[words]
+    def _zeros(self, launch: Launch, like: Any) -> tuple[Any, Any]:
+        """Sums and arrivals of the tiles when K is split: zeros, which the kernels leave as zeros.
 
-    def _address(self, array: Any) -> int:
-        return self.device.describe(array)[0]
+        Launches that follow each other share them. What a CUDA graph records gets its own, which live in the graph's memory.
+        """
+        order, words = self.device.order_of_launches(), launch.tiles * launch.tile_words
+        if order is None:
+            return self.device.zeros(words, like), self.device.zeros(launch.tiles, like)
+        key = words, launch.tiles, order
+        if key not in self._workspace:
+            self._workspace[key] = self.device.zeros(words, like), self.device.zeros(launch.tiles, like)
+        return self._workspace[key]
 
 
 def activation_of(activation: Any) -> tuple[int, float, float]:

@@ -2,10 +2,12 @@
 
 Nothing is tried out at a first call. `soniq tune` measures a GPU and writes its table (tune.py): JSON of
 
-    {"gpu": name, "date": ..., "versions": ..., "choices": {"<weight bits>:<rows class>:<outputs class>x<K class>": {"path", "bn", ...}}}
+    {"gpu": name, "date": ..., "versions": ..., "choices": {"<widths>:<rows class>:<outputs class>x<K class>": {"path", "bn", ...}}}
 
-where a class is the power of two at or above the number. The table is $SONIQ_GPU_TABLE, else soniq/gpu-<name>.json in the
+where widths are "w2a8", those of two segments joined by "+", and a class is the power of two at or above the number. A layer whose
+activation bits have no entry takes that of 8 bits: paths of bytes do not care, and bit planes only gain. The table is $SONIQ_GPU_TABLE, else soniq/gpu-<name>.json in the
 user's folder of configurations, else tables/<name>.json beside this file. Results do not depend on it: all paths are exact.
+`use("b1")`, or SONIQ_GPU_PATH=b1, allows that path only; several may be named.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +24,11 @@ from typing import Any
 
 import torch
 
+from soniq_kernels.triton_kernels import b1, one_bit
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 from soniq_kernels.triton_kernels.panels import parts_of, rows_of, slices_of
 
-VECTOR, TENSOR_CORE = "vector", "tensor_core"
+VECTOR, TENSOR_CORE, B1 = PATHS = "vector", "tensor_core", "b1"
 VECTOR_ROWS = 8
 PROCESSORS, SHARED_MEMORY = 132, 232_448  # of an H100 or H200; what is assumed where there is no GPU to ask
 
@@ -33,7 +38,7 @@ class Choice:
     """How a layer is run.
 
     Attributes:
-        path: "vector" (dp4a) or "tensor_core" (int8 matrix instructions).
+        path: "vector" (dp4a), "tensor_core" (int8 matrix instructions) or "b1" (one-bit matrix instructions on bit planes).
         bn, bm: outputs and rows of a tile. splits: parts of K. warps, stages: of the compiled kernel.
         reason: one sentence.
     """
@@ -50,28 +55,103 @@ class Choice:
         return f"{self.path}, tile {self.bn} x {self.bm}, {self.splits} parts of K, {self.warps} warps: {self.reason}"
 
 
+# ---- forced -----------------------------------------------------------------------------------------------------------------
+_allowed: tuple[str, ...] | None = None  # None: not read from the environment yet
+
+
+@contextmanager
+def use(*paths: str) -> Iterator[None]:
+    """Inside of the block layers take one of these paths, and raise ValueError where none of them can serve.
+
+    >>> with use("b1"): y = linear(x, weights)
+    """
+    global _allowed
+    before, _allowed = allowed(), _checked(paths, "use()")
+    try:
+        yield
+    finally:
+        _allowed = before
+
+
+def allowed() -> tuple[str, ...]:
+    """The paths that may be taken."""
+    global _allowed
+    if _allowed is None:
+        given = os.environ.get("SONIQ_GPU_PATH")
+        _allowed = _checked(tuple(given.split(",")), "SONIQ_GPU_PATH") if given else PATHS
+    return _allowed
+
+
+def _checked(paths: tuple[str, ...], where: str) -> tuple[str, ...]:
+    if not paths or not set(paths) <= set(PATHS):
+        raise ValueError(f"{where} names {', '.join(paths) or 'no path'}; expected some of {', '.join(PATHS)}")
+    return paths
+
+
+# ---- the choice -------------------------------------------------------------------------------------------------------------
 def choose(weights: DeviceWeights, rows: int) -> Choice:
     """The choice for a call with so many output rows."""
-    key = "choice", power_of_two(rows)
+    key = "choice", power_of_two(rows), allowed()
     if key not in weights.cache:
-        weights.cache[key] = measured(weights, rows) or rule(weights, rows)
+        found = measured(weights, rows)
+        weights.cache[key] = found if found and found.path in allowed() else rule(weights, rows)
     return weights.cache[key]
 
 
 def rule(weights: DeviceWeights, rows: int) -> Choice:
-    """Without measurements: dp4a for few rows, else the smallest tile that holds the rows; K is split until the GPU is full."""
-    linear = len(weights.shape) == 2
-    if linear and (rows <= VECTOR_ROWS or weights.saturates):
-        why = "few rows: bound by how fast weights arrive" if rows <= VECTOR_ROWS else "sums may leave int32 on the way"
-        bm = min(VECTOR_ROWS, power_of_two(rows))
-        bn = 4 if bm == VECTOR_ROWS else 8
-        if any(len(parts_of(shape.bits)) > 1 for shape in weights.shapes):
-            bn, bm = min(bn, 4), min(bm, 4)  # words of several parts take registers
-        choice = Choice(VECTOR, bn, bm, warps=1, stages=1, reason=why)
-        return replace(choice, splits=_splits(weights, choice, rows, 16, _vector_steps(weights)))
+    """Without measurements: bit planes where b1.suits says so, dp4a for few rows, else the smallest tile that holds the rows."""
+    reasons = {}
+    for path, make in ((B1, _b1), (VECTOR, _vector), (TENSOR_CORE, _tensor_core)):
+        if path not in allowed():
+            continue
+        made = make(weights, rows, forced=len(allowed()) == 1)
+        if isinstance(made, Choice):
+            why = reasons.get(B1, "")
+            return replace(made, reason=f"{made.reason}; not b1: {why}") if why else made
+        reasons[path] = made
+    if list(reasons) == [TENSOR_CORE] or TENSOR_CORE in reasons and weights.saturates:
+        raise ValueError(reasons[TENSOR_CORE])
+    raise ValueError(f"{weights} with {rows} rows: " + "; ".join(f"{path}: {why}" for path, why in reasons.items()))
+
+
+def _b1(weights: DeviceWeights, rows: int, forced: bool) -> Choice | str:
+    """Or why not; the empty reason is that another path is expected to be faster."""
+    why = b1.suits(weights, rows)
+    if why is None and not forced:
+        return ""
+    refused = one_bit.refusal(weights)
+    if refused:
+        return refused
+    return of_launch(one_bit.launch_of(weights, rows), why or "it was asked for")
+
+
+def of_launch(launch: b1.Launch, reason: str = "") -> Choice:
+    """A launch of the one-bit kernels as a choice."""
+    tile_rows = launch.tile_words // launch.tile_outputs
+    return Choice(B1, launch.tile_outputs, tile_rows, launch.splits, launch.threads // 32, 1, reason)
+
+
+def _vector(weights: DeviceWeights, rows: int, forced: bool) -> Choice | str:
+    """dp4a; K is split until the GPU is full."""
+    if len(weights.shape) != 2:
+        return "dp4a kernels multiply linear layers only"
+    if rows > VECTOR_ROWS and not weights.saturates and not forced:
+        return "many rows"
+    few = rows <= VECTOR_ROWS
+    why = "few rows: bound by how fast weights arrive" if few else "sums may leave int32 on the way"
+    bm = min(VECTOR_ROWS, power_of_two(rows))
+    bn = 4 if bm == VECTOR_ROWS else 8
+    if any(len(parts_of(shape.bits)) > 1 for shape in weights.shapes):
+        bn, bm = min(bn, 4), min(bm, 4)  # words of several parts take registers
+    choice = Choice(VECTOR, bn, bm, warps=1, stages=1, reason=why if few or weights.saturates else "it was asked for")
+    return replace(choice, splits=_splits(weights, choice, rows, 16, _vector_steps(weights)))
+
+
+def _tensor_core(weights: DeviceWeights, rows: int, forced: bool) -> Choice | str:
     if weights.saturates:
-        raise ValueError(
-            f"a convolution of {weights.plan} may leave int32 on the way to its result, which int8 matrix instructions would "
+        what = "a convolution" if len(weights.shape) != 2 else "a layer"
+        return (
+            f"{what} of {weights.plan} may leave int32 on the way to its result, which int8 matrix instructions would "
             f"clamp; use fewer channels, or soniq_kernels.conv on the CPU"
         )
     bm = min(128, max(16, power_of_two(rows)))
@@ -81,7 +161,8 @@ def rule(weights: DeviceWeights, rows: int) -> Choice:
     )
     choice = fitted(weights, choice)
     blocks = min(shape.blocks for shape in weights.shapes)
-    return replace(choice, splits=_splits(weights, choice, rows, 1, min(8, max(1, blocks // 4))) if linear else 1)
+    most = min(8, max(1, blocks // 4)) if len(weights.shape) == 2 else 1
+    return replace(choice, splits=_splits(weights, choice, rows, 1, most) if most > 1 else 1)
 
 
 def fitted(weights: DeviceWeights, choice: Choice) -> Choice:
@@ -131,21 +212,28 @@ def power_of_two(number: int) -> int:
 # ---- measured -------------------------------------------------------------------------------------------------------------
 
 
-def key_of(weights: DeviceWeights, rows: int) -> str:
-    """What choices are filed under."""
-    bits = "+".join(str(shape.bits) for shape in weights.shapes)
+def key_of(weights: DeviceWeights, rows: int, a_bits: int | None = None) -> str:
+    """What choices are filed under; `a_bits` in the place of the layer's own."""
+    widths = "+".join(f"w{s.w.bits}a{a_bits or s.a.bits}" for s in weights.plan.segments)
     k = sum(shape.blocks * shape.slice for shape in weights.shapes)
     kind = "" if len(weights.shape) == 2 else "conv:"
-    return f"{kind}{bits}:{power_of_two(rows)}:{power_of_two(weights.out_channels)}x{power_of_two(k)}"
+    return f"{kind}{widths}:{power_of_two(rows)}:{power_of_two(weights.out_channels)}x{power_of_two(k)}"
 
 
 def measured(weights: DeviceWeights, rows: int) -> Choice | None:
     """The table's choice, if there is a table and it has one that this layer can run."""
     path, table = load(gpu_name(weights.device))
-    found = table.get("choices", {}).get(key_of(weights, rows))
-    if found is None or (weights.saturates and found["path"] != VECTOR):
+    choices = table.get("choices", {})
+    found = choices.get(key_of(weights, rows)) or choices.get(key_of(weights, rows, a_bits=8))
+    if found is None or (weights.saturates and found["path"] == TENSOR_CORE):
         return None
-    return Choice(**{**found, "reason": f"measured ({path})"})
+    made = Choice(**{**found, "reason": f"measured ({path})"})
+    if made.path != B1:
+        return made
+    if one_bit.refusal(weights):
+        return None
+    same = one_bit.launch_of(weights, rows, made)  # tiles depend on the rows and on the activation bits
+    return of_launch(same, made.reason)
 
 
 def gpu_name(device: torch.device) -> str:

@@ -20,7 +20,6 @@ import torch
 import triton
 import triton.language as tl
 
-from soniq_kernels.plans import Plan
 from soniq_kernels.triton_kernels import epilogue
 from soniq_kernels.triton_kernels.choice import Choice, choose
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations
@@ -60,7 +59,7 @@ def add_taps(
             tap = (block * SLICES + s) // PER_TAP
             channel = (block * SLICES + s) % PER_TAP * L + l
             pixel, inside = under_tap(tap, y, x, image, height, width, dilation_h, dilation_w, KW)
-            inside = (inside & m_ok & (tap < TAPS))[None, :] & (channel < channels)[:, None]
+            inside = (inside & m_ok)[None, :] & (channel < tl.where(tap < TAPS, channels, 0))[:, None]
             slice = tl.load(data + pixel[None, :] * x_stride + channel[:, None], mask=inside, other=0)
             acc = tl.dot(codes_of(rows, BITS, s, ASM), slice, acc, out_dtype=tl.int32)
     return acc
@@ -74,9 +73,9 @@ def conv2d_kernel(
     height, width, out_h, out_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left, row_class, column_class,
     a_scale, rows_per_scale, unit, vectors,
     residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
-    quantizers, out_ints, out, out_stride, out_sums, lo, hi,
+    out, quantizers, code_ints, codes, codes_stride, code_sums, lo, hi,
     KIND: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-    POST_SCALE: tl.constexpr, POST_BIAS: tl.constexpr, OUT_SEGMENTS: tl.constexpr,
+    POST_SCALE: tl.constexpr, POST_BIAS: tl.constexpr, TENSORS: tl.constexpr,
     BITS1: tl.constexpr, L1: tl.constexpr, BITS2: tl.constexpr, L2: tl.constexpr, BETWEEN: tl.constexpr, AFTER: tl.constexpr,
     PER_TAP1: tl.constexpr, PER_TAP2: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BORDERS: tl.constexpr,
     PN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, ASM: tl.constexpr,
@@ -122,8 +121,8 @@ def conv2d_kernel(
     finish(
         acc, n, n_ok, m, m_ok, outputs, a_scale, rows_per_scale, unit, vectors,
         residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
-        quantizers, out_ints, out, out_stride, out_sums, lo, hi,
-        KIND, BIAS, RESIDUAL, ACTIVATION, POST_SCALE, POST_BIAS, OUT_SEGMENTS,
+        out, quantizers, code_ints, codes, codes_stride, code_sums, lo, hi,
+        KIND, BIAS, RESIDUAL, ACTIVATION, POST_SCALE, POST_BIAS, TENSORS,
     )  # fmt: skip
 
 
@@ -156,20 +155,21 @@ def conv2d(
     dilation: Any = 1,
     residual: Any = None,
     activation: Any = None,
-    out: tuple[Plan, float] | None = None,
-) -> torch.Tensor | DeviceActivations:
+    out: epilogue.Outputs = None,
+    groups: int = 1,
+) -> Any:
     """A convolution with its epilogue, as `soniq_kernels.conv.conv2d` and with the same bits; nothing is checked for being finite.
 
     Args:
         x: DeviceActivations NHWC, or float32, float16 or bfloat16 NHWC, quantized with the weights' activation_scale.
         stride, dilation: int or (height, width). padding: int, (height, width) or (top, bottom, left, right).
-        residual: float32 tensor or DeviceActivations of the output's shape. activation, out: as `linear`.
+        residual: float32 tensor or DeviceActivations of the output's shape. activation, out, groups: as `linear`.
 
     Returns:
-        float32 NHWC, or DeviceActivations.
+        float32 NHWC, DeviceActivations, or a list of these.
     """
     x, geometry, shape = _prepared(x, weights, stride, padding, dilation)
-    done = epilogue.steps(weights, x, shape, residual, activation, out)
+    done = epilogue.steps(weights, x, shape, residual, activation, out, groups)
     run(x, weights, geometry, done)
     return done.result
 
@@ -242,12 +242,12 @@ def run(
     launch(
         conv2d_kernel, grid,
         (
-            x.data, layout.row_bytes, x.sums, rows, weights.panels[first], weights.panels[second], table.terms,
+            x.data, x.data.stride(0), x.sums, rows, weights.panels[first], weights.panels[second], table.terms,
             weights.group_outputs, weights.out_channels, shape[first].blocks, shape[second].blocks,
             layout.first[first], layout.first[second], layout.padded[first], layout.padded[second], layout.group_bytes,
-            shape[first].row_factor, shape[second].row_factor, first, second, x.sums.shape[1],
+            shape[first].row_factor, shape[second].row_factor, first, second, x.sums.stride(0),
             *geometry.size, *geometry.out, *geometry.stride, *geometry.dilation, *geometry.pads,
-            table.row_class, table.column_class, *done,
+            table.row_class, table.column_class, *done.arguments,
         ),
         dict(
             **done.constants, **segment_constants(weights), PER_TAP1=shape[first].slices_per_tap,

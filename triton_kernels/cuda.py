@@ -71,6 +71,7 @@ class CudaDevice:
         if reason:
             raise RuntimeError(reason)
         self.processors: int = self._gpu.attributes["MultiProcessorCount"]
+        self._launch = self._cupy.cuda.driver.launchKernel
         self._kernels: dict[str, Any] = {}  # loaded as long as these live
         self._shared: dict[str, int] = {}  # what each may have
 
@@ -89,8 +90,14 @@ class CudaDevice:
         with self._gpu:
             return self._cupy.empty(shape, dtype)
 
-    def zeros(self, words: int) -> Any:
-        return self._settled(lambda: self._cupy.zeros(words, "uint32"))
+    def zeros(self, words: int, like: Any = None) -> Any:
+        if _is_torch(like):
+            return sys.modules["torch"].zeros(words, dtype=sys.modules["torch"].int32, device=like.device)
+        return self._settled(lambda: self._cupy.zeros(words, "int32"))
+
+    def address(self, array: Any) -> int:
+        at: int = array.data_ptr() if hasattr(array, "data_ptr") else array.data.ptr
+        return at
 
     def _settled(self, make: Callable[[], Any]) -> Any:
         """What stays has to be there for every stream that reads it."""
@@ -126,20 +133,21 @@ class CudaDevice:
             raise ValueError(f"got an array on cuda:{index}, this layer is on cuda:{self.index}")
 
     # ---- launches
-    def launch(
-        self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: NDArray[Any]
-    ) -> None:
+    def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: Any) -> None:
+        function = self._function(kernel, shared)
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))  # copied by the driver before it returns
         with self._gpu:
-            function = self._function(kernel, shared)
-            pointers = (ctypes.c_void_p * 1)(arguments.ctypes.data)  # copied by the driver before it returns
-            self._cupy.cuda.driver.launchKernel(
-                function, *grid, threads, 1, 1, shared, self._stream(), ctypes.addressof(pointers), 0
-            )
+            self._launch(function, *grid, threads, 1, 1, shared, self._stream(), ctypes.addressof(pointers), 0)
+
+    def order_of_launches(self) -> int | None:
+        torch = _started_torch()
+        return None if torch is not None and torch.cuda.is_current_stream_capturing() else self._stream()
 
     def _function(self, kernel: str, shared: int) -> int:
         """The driver's handle of a kernel that may have so much shared memory."""
         if kernel not in self._kernels:
-            self._kernels[kernel] = self._modules[kernel == "write_planes"].get_function(kernel)
+            with self._gpu:
+                self._kernels[kernel] = self._modules[kernel == "write_planes"].get_function(kernel)
         function: int = self._kernels[kernel].kernel.ptr
         if shared > self._shared.get(kernel, FREE_SHARED):
             self._cupy.cuda.driver.funcSetAttribute(function, _MAX_DYNAMIC_SHARED, shared)
@@ -148,12 +156,29 @@ class CudaDevice:
 
     def _stream(self) -> int:
         """torch's current stream where torch is in use, else CuPy's."""
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
+        torch = _started_torch()
+        if torch is not None:
             stream: int = torch.cuda.current_stream(self.index).cuda_stream
             return stream
         current: int = self._cupy.cuda.get_current_stream().ptr
         return current
+
+
+class TorchDevice(CudaDevice):
+    """A GPU whose memory is torch's: nothing is waited for, and a CUDA graph of torch can record every call but the first."""
+
+    def put(self, array: NDArray[Any]) -> Any:
+        import numpy as np
+        import torch
+
+        signed = array.view(np.int32) if array.dtype == np.uint32 else array
+        return torch.from_numpy(np.ascontiguousarray(signed)).to(torch.device("cuda", self.index))
+
+
+def _started_torch() -> Any:
+    """torch, if it is in use on a GPU."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _is_torch(array: Any) -> bool:

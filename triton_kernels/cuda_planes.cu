@@ -11,16 +11,17 @@ struct SegmentPlanes {
   u32 first, channels, blocks;
   u32 planes;       // 16-byte units to the segment's panel
   u32 term_factor;  // of a sum of codes in the row's term
+  u32 flip;         // of the bits of a code as it lies in memory: 128 where 8-bit codes are signed bytes
   float r_numerator, z, cmax;
 };
 
 struct PlanesCall {
-  const void* x;        // [rows][channels] of `source`
+  const void* x;        // [rows][x_stride] of `source`
   const u32* original;  // stored position -> channel of x; null: the same
   float* scale;         // one; with per_row one a row, written here
   uint4* planes;
   u32* row_terms;       // [rows][parts]
-  u32 rows, channels, source, segments;
+  u32 rows, channels, x_stride, source, segments;
   u32 per_row;
   float dynamic_factor;
   u32 pack, group_tiles, parts;
@@ -61,7 +62,7 @@ SONIQ_DEVICE float dynamic_scale(const PlanesCall& c, u32 row, u32* shared) {
   u32 largest = 0;
 #pragma unroll 8
   for (u32 k = thread(); k < c.channels; k += 32 * kPlanesWarps)
-    largest = most(largest, magnitude(load_float(c, u64(row) * c.channels + k)));
+    largest = most(largest, magnitude(load_float(c, u64(row) * c.x_stride + k)));
   largest = warp_most(largest);
   if (lane() == 0) shared[warp()] = largest;
   block_barrier();
@@ -75,8 +76,8 @@ SONIQ_DEVICE float dynamic_scale(const PlanesCall& c, u32 row, u32* shared) {
 SONIQ_DEVICE u32 load_code(const PlanesCall& c, const SegmentPlanes& s, u32 row, u32 k, float r) {
   if (k >= s.channels) return 0;
   const u32 stored = s.first + k;
-  const u64 at = u64(row) * c.channels + (c.original ? c.original[stored] : stored);
-  if (c.source == kCodes) return static_cast<const u8*>(c.x)[at];
+  const u64 at = u64(row) * c.x_stride + (c.original ? c.original[stored] : stored);
+  if (c.source == kCodes) return static_cast<const u8*>(c.x)[at] ^ s.flip;
   return quantize_one(load_float(c, at), r, s.z, s.cmax);
 }
 

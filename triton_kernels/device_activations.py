@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,17 @@ import torch
 
 from soniq_kernels.activations import Activations
 from soniq_kernels.plans import Plan
-from soniq_kernels.triton_kernels.layout import RowLayout, row_layout, zero_point
+from soniq_kernels.triton_kernels import move
+from soniq_kernels.triton_kernels.layout import RowLayout, row_layout
 
 
 class DeviceActivations:
     """A tensor of codes on a GPU, its plan, and its scale.
 
     Attributes:
-        data: int8 [rows, row_bytes], laid out as layout.py says. shape: of the tensor, [..., channels].
+        data: int8 [rows, row_bytes], laid out as layout.py says; rows may lie apart. shape: of the tensor, [..., channels].
         sums: int32 [rows, groups * segments], the sum of each part's bytes.
-        plan: the tensor's plan. groups: of the layer that the rows are laid out for.
+        plan: the tensor's plan. groups: of the layer that the rows are laid out for; 0: uint8 codes in stored order, no sums.
         scale: float32 tensor of 1 element, one per row, or one per NHWC image.
     """
 
@@ -55,19 +57,14 @@ class DeviceActivations:
 
     def codes(self) -> torch.Tensor:
         """uint8, `shape`, in the original channel order."""
-        position = torch.as_tensor(self.layout.position, device=self.device).long()
-        zeros = torch.as_tensor(channel_zeros(self.plan), device=self.device)
-        return (self.data[:, position].to(torch.int16) + zeros).to(torch.uint8).reshape(self.shape)
+        return move.in_original_order(self.data, self.plan, self.groups).reshape(self.shape)
 
     def laid_out_for(self, groups: int) -> DeviceActivations:
         """The same codes, as a layer of so many groups reads them."""
         if groups == self.groups:
             return self
-        layout = row_layout(self.plan, groups)
-        source = torch.as_tensor(layout.source, device=self.device).long()
-        position = torch.as_tensor(self.layout.position, device=self.device).long()
-        data = self.data[:, position[source.clamp(min=0)]] * (source >= 0).to(torch.int8)
-        return DeviceActivations(data, part_sums(data, layout), self.shape, self.plan, self.scale, groups)
+        data, sums = move.relaid(self.data, self.plan, self.groups, groups)
+        return DeviceActivations(data, sums, self.shape, self.plan, self.scale, groups)
 
     def cpu(self) -> Activations:
         """The same codes for the CPU functions."""
@@ -81,18 +78,6 @@ class DeviceActivations:
         return f"DeviceActivations{self.shape} of {self.plan}, on {self.device}"
 
 
-def channel_zeros(plan: Plan) -> np.ndarray:
-    """int16 [channels]: the zero point of each original channel."""
-    return np.array([zero_point(s.a) for s in plan.segments], np.int16)[plan.segment_of()]
-
-
-def part_sums(data: torch.Tensor, layout: RowLayout) -> torch.Tensor:
-    """int32 [rows, groups * segments] of int8 [rows, row_bytes]."""
-    by_group = data.reshape(data.shape[0], layout.groups, layout.group_bytes)
-    parts = torch.split(by_group, list(layout.padded), dim=2)
-    return torch.stack([part.sum(dim=2, dtype=torch.int32) for part in parts], dim=2).reshape(data.shape[0], -1)
-
-
 def from_codes(codes: torch.Tensor, plan: Plan, scale: Any, groups: int = 1) -> DeviceActivations:
     """Codes on a GPU that already exist: uint8 [..., channels] in the original channel order, images for example.
 
@@ -100,13 +85,20 @@ def from_codes(codes: torch.Tensor, plan: Plan, scale: Any, groups: int = 1) -> 
     """
     if codes.dtype != torch.uint8 or codes.shape[-1] != plan.channels:
         raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}, expected torch.uint8 [..., {plan.channels}]")
-    layout = row_layout(plan, groups)
-    zeros = torch.as_tensor(channel_zeros(plan), device=codes.device)
-    own = (codes.reshape(-1, plan.channels).to(torch.int16) - zeros).to(torch.int8)
-    source = torch.as_tensor(layout.source, device=codes.device).long()
-    data = own[:, source.clamp(min=0)] * (source >= 0).to(torch.int8)
-    scales = torch.as_tensor(scale, dtype=torch.float32, device=codes.device).reshape(-1)
-    return DeviceActivations(data, part_sums(data, layout), tuple(codes.shape), plan, scales, groups)
+    data, sums = move.relaid(codes.reshape(-1, plan.channels).contiguous(), plan, None, groups)
+    return DeviceActivations(data, sums, tuple(codes.shape), plan, scale_tensor(scale, codes.device), groups)
+
+
+def scale_tensor(scale: Any, device: torch.device) -> torch.Tensor:
+    """float32, flat; of a float it is kept for the next call, so that no call copies anything."""
+    if isinstance(scale, torch.Tensor):
+        return scale.to(device, torch.float32).reshape(-1)
+    return one_scale(float(np.float32(scale)), device)
+
+
+@lru_cache(maxsize=1024)
+def one_scale(value: float, device: torch.device) -> torch.Tensor:
+    return torch.tensor([value], dtype=torch.float32, device=device)
 
 
 def from_host(x: Activations, device: Any = "cuda", groups: int = 1) -> DeviceActivations:

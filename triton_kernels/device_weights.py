@@ -33,7 +33,7 @@ class DeviceWeights:
         self.activation_scale = packed.activation_scale
         self.row_layout: RowLayout = row_layout(packed.plan, packed.groups)
         self._host = panels.build(packed)
-        self._packed = packed
+        self.packed = packed
         self.shapes, self.saturates = self._host.shapes, self._host.saturates
         self.panel_outputs, self.group_outputs = self._host.panel_outputs, self._host.group_outputs
         self.panels = tuple(self.upload(array) for array in self._host.arrays)
@@ -66,7 +66,7 @@ class DeviceWeights:
         """int32 [classes, outputs] for bool [classes, taps], see panels.column_terms; kept for the next call."""
         key = "terms", taps.tobytes(), taps.shape
         if key not in self.cache:
-            self.cache[key] = self.upload(panels.column_terms(self._packed, self._host, taps))
+            self.cache[key] = self.upload(panels.column_terms(self.packed, self._host, taps))
         return self.cache[key]
 
     def __repr__(self) -> str:

@@ -12,6 +12,9 @@ becomes s = code - 128. With zero point z (128 or 0) the level of a byte is
 
 so the algebra of docs/arithmetic.md holds for bytes as it stands, with beta' = beta + alpha * z in the place of beta. Padding
 is byte 0 in both operands and adds nothing to any sum of products of bytes.
+
+Groups 0 name another layout, that of the tensors of codes that torch ops pass on: uint8 codes in the order of storage of their
+plan, without padding. No product reads it; `DeviceActivations.laid_out_for` makes rows of one from rows of the other.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class RowLayout:
     """Where each channel's byte is.
 
     Attributes:
-        groups: of the layer that reads the row.
+        groups: of the layer that reads the row; 0: codes in stored order, without padding.
         first: byte at which each segment begins inside its group. padded: bytes of each segment in a group.
         group_bytes, row_bytes: of one group, of the row.
         source: int32 [row_bytes], the original channel of each byte, -1 for padding.
@@ -60,7 +63,9 @@ class RowLayout:
 
 @lru_cache(maxsize=1024)
 def row_layout(plan: Plan, groups: int = 1) -> RowLayout:
-    """The layout of rows of `plan` for a layer of so many groups."""
+    """The layout of rows of `plan` for a layer of so many groups, or with 0 of codes in stored order."""
+    if groups == 0:
+        return _stored(plan)
     index = plan.segment_of().reshape(groups, -1)
     counts = [int((index == s).sum(axis=1).max()) for s in range(len(plan.segments))]
     padded = tuple(-(-count // ALIGN) * ALIGN for count in counts)
@@ -77,6 +82,11 @@ def row_layout(plan: Plan, groups: int = 1) -> RowLayout:
     return RowLayout(groups, first, padded, group_bytes, groups * group_bytes, source, position)
 
 
-def same_rows(plan: Plan, other: Plan) -> bool:
-    """Whether rows laid out for one plan are rows of the other."""
-    return plan is other or plan.same_activations(other)
+def _stored(plan: Plan) -> RowLayout:
+    counts, first = tuple(s.channels for s in plan.segments), tuple(plan.first_channels)
+    return RowLayout(0, first, counts, plan.channels, plan.channels, plan.permutation.astype(np.int32), plan.position)
+
+
+def channel_zeros(plan: Plan, groups: int = 1) -> NDArray[np.int32]:
+    """int32 [channels]: the zero point of each original channel in rows of this layout."""
+    return np.array([zero_point(s.a) if groups else 0 for s in plan.segments], np.int32)[plan.segment_of()]

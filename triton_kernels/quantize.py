@@ -19,7 +19,7 @@ import triton.language as tl
 from soniq_kernels.activations import MAX_SCALE, MIN_SCALE, PER_ROW
 from soniq_kernels.plans import Plan
 from soniq_kernels.triton_kernels import epilogue
-from soniq_kernels.triton_kernels.device_activations import DeviceActivations
+from soniq_kernels.triton_kernels.device_activations import DeviceActivations, one_scale
 from soniq_kernels.triton_kernels.device_weights import DeviceWeights
 from soniq_kernels.triton_kernels.launch import launch, require_usable
 from soniq_kernels.triton_kernels.layout import row_layout, zero_point
@@ -73,7 +73,8 @@ def quantize_kernel(
         else:
             largest = tl.load(amax + row // rows_per_scale, mask=ok, other=0).to(tl.float32, bitcast=True)
         own_scale = dynamic_scale(largest, factor)
-        tl.store(scale + row // rows_per_scale, own_scale, mask=ok & (part == 0) & (row % rows_per_scale == 0))
+        if part == 0:
+            tl.store(scale + row // rows_per_scale, own_scale, mask=ok & (row % rows_per_scale == 0))
     r = tl.div_rn(tl.zeros((BR,), tl.float32) + tl.load(part_floats + 3 * part), own_scale)
     z = tl.load(part_floats + 3 * part + 1)
     cmax = tl.load(part_floats + 3 * part + 2)
@@ -109,15 +110,8 @@ def quantize_activations(x: Any, plan: Plan, scale: Any, groups: int = 1) -> Dev
         plan: of the tensor. groups: of the layer that reads the codes.
         scale: a float; a float32 tensor, one per row or one per NHWC image; or "per_row": from the largest |x| of each of them.
     """
-    x = as_tensor(x, "x")
+    x = checked(x, plan)
     require_usable(x.device)
-    if x.dtype not in FLOATS:
-        raise TypeError(f"x is {x.dtype}, expected torch.float32, torch.float16 or torch.bfloat16")
-    if x.dim() < 1 or x.shape[-1] != plan.channels:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)} but the plan has {plan.channels} channels, the last axis (NHWC)"
-        )
-    x = x.contiguous()
     layout, rows = row_layout(plan, groups), math.prod(x.shape[:-1])
     scaling, scales = _scales(x, scale)
     data = torch.empty((rows, layout.row_bytes), dtype=torch.int8, device=x.device)
@@ -142,17 +136,38 @@ def quantize_activations(x: Any, plan: Plan, scale: Any, groups: int = 1) -> Dev
 def operand(x: Any, weights: DeviceWeights) -> DeviceActivations:
     """`x` as `weights` can read it: codes of its plan, laid out for its groups; floats are quantized here."""
     if isinstance(x, DeviceActivations):
-        if x.plan.channels != weights.plan.channels or not x.plan.same_activations(weights.plan):
-            raise ValueError(
-                f"x was quantized for {x.plan} but the weights are packed for {weights.plan}; quantize x with weights.plan"
-            )
+        require_same_plan(x, weights)
         return x.laid_out_for(weights.groups)
+    return quantize_activations(floats(x, weights), weights.plan, weights.activation_scale, weights.groups)
+
+
+def require_same_plan(x: DeviceActivations, weights: DeviceWeights) -> None:
+    if x.plan.channels != weights.plan.channels or not x.plan.same_activations(weights.plan):
+        raise ValueError(
+            f"x was quantized for {x.plan} but the weights are packed for {weights.plan}; quantize x with weights.plan"
+        )
+
+
+def floats(x: Any, weights: DeviceWeights) -> torch.Tensor:
+    """A float tensor that `weights` have a scale for."""
     if weights.activation_scale is None:
         raise ValueError(
             "x is not quantized and the packed weights have no activation_scale; pass quantize_activations(x, "
             'weights.plan, scale), or pack with activation_scale="per_row"'
         )
-    return quantize_activations(x, weights.plan, weights.activation_scale, weights.groups)
+    return checked(x, weights.plan)
+
+
+def checked(x: Any, plan: Plan) -> torch.Tensor:
+    """A float tensor of the plan's channels."""
+    x = as_tensor(x, "x")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"x is {x.dtype}, expected torch.float32, torch.float16 or torch.bfloat16")
+    if x.dim() < 1 or x.shape[-1] != plan.channels:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} but the plan has {plan.channels} channels, the last axis (NHWC)"
+        )
+    return x.contiguous()
 
 
 def as_tensor(x: Any, name: str) -> torch.Tensor:
@@ -178,12 +193,7 @@ def _scales(x: torch.Tensor, scale: Any) -> tuple[int, torch.Tensor]:
         return GIVEN.value, scale.to(x.device).reshape(-1)
     if not MIN_SCALE <= np.float32(scale) <= MAX_SCALE:
         raise ValueError(f"scale is {scale}, expected a float in [2**-100, 2**100]")
-    return GIVEN.value, _one(float(np.float32(scale)), x.device)
-
-
-@lru_cache(maxsize=1024)
-def _one(value: float, device: torch.device) -> torch.Tensor:
-    return torch.tensor([value], dtype=torch.float32, device=device)
+    return GIVEN.value, one_scale(float(np.float32(scale)), x.device)
 
 
 def _amax(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -55,9 +55,9 @@ def gemm_kernel(
     row_factor1, row_factor2, sum1, sum2, sums_stride, workspace,
     a_scale, rows_per_scale, unit, vectors,
     residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
-    quantizers, out_ints, out, out_stride, out_sums, lo, hi,
+    out, quantizers, code_ints, codes, codes_stride, code_sums, lo, hi,
     KIND: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-    POST_SCALE: tl.constexpr, POST_BIAS: tl.constexpr, OUT_SEGMENTS: tl.constexpr,
+    POST_SCALE: tl.constexpr, POST_BIAS: tl.constexpr, TENSORS: tl.constexpr,
     BITS1: tl.constexpr, L1: tl.constexpr, BITS2: tl.constexpr, L2: tl.constexpr, BETWEEN: tl.constexpr, AFTER: tl.constexpr,
     PN: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
@@ -100,8 +100,8 @@ def gemm_kernel(
         finish(
             acc, n, n_ok, m, m_ok, outputs, a_scale, rows_per_scale, unit, vectors,
             residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
-            quantizers, out_ints, out, out_stride, out_sums, lo, hi,
-            KIND, BIAS, RESIDUAL, ACTIVATION, POST_SCALE, POST_BIAS, OUT_SEGMENTS,
+            out, quantizers, code_ints, codes, codes_stride, code_sums, lo, hi,
+            KIND, BIAS, RESIDUAL, ACTIVATION, POST_SCALE, POST_BIAS, TENSORS,
         )  # fmt: skip
 
 
@@ -120,11 +120,11 @@ def gemm(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, choic
     launch(
         gemm_kernel, (*tiles, choice.splits),
         (
-            x.data, layout.row_bytes, x.sums, x.rows, weights.panels[first], weights.panels[second],
+            x.data, x.data.stride(0), x.sums, x.rows, weights.panels[first], weights.panels[second],
             weights.column_terms(ONE_TAP), weights.group_outputs, weights.out_channels,
             shape[first].blocks, shape[second].blocks, layout.first[first], layout.first[second],
             layout.padded[first], layout.padded[second], layout.group_bytes,
-            shape[first].row_factor, shape[second].row_factor, first, second, x.sums.shape[1], space, *epilogue,
+            shape[first].row_factor, shape[second].row_factor, first, second, x.sums.stride(0), space, *epilogue.arguments,
         ),
         dict(
             **epilogue.constants, **segment_constants(weights), PN=weights.panel_outputs, BN=choice.bn, BM=choice.bm,

@@ -159,9 +159,9 @@ def vector_kernel(
     row_factor1, row_factor2, sum1, sum2, sums_stride, workspace,
     a_scale, rows_per_scale, unit, vectors,
     residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
-    quantizers, out_ints, out, out_stride, out_sums, lo, hi,
+    out, quantizers, code_ints, codes, codes_stride, code_sums, lo, hi,
     KIND: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-    POST_SCALE: tl.constexpr, POST_BIAS: tl.constexpr, OUT_SEGMENTS: tl.constexpr,
+    POST_SCALE: tl.constexpr, POST_BIAS: tl.constexpr, TENSORS: tl.constexpr,
     BITS1: tl.constexpr, L1: tl.constexpr, BITS2: tl.constexpr, L2: tl.constexpr, BETWEEN: tl.constexpr, AFTER: tl.constexpr,
     PN: tl.constexpr, BN: tl.constexpr, M: tl.constexpr, UNSHIFTED: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
@@ -201,8 +201,8 @@ def vector_kernel(
         finish(
             acc, n, n_ok, m, m_ok, outputs, a_scale, rows_per_scale, unit, vectors,
             residual, residual_scale, rows_per_residual_scale, residual_stride, residual_steps, residual_ints,
-            quantizers, out_ints, out, out_stride, out_sums, lo, hi,
-            KIND, BIAS, RESIDUAL, ACTIVATION, POST_SCALE, POST_BIAS, OUT_SEGMENTS,
+            out, quantizers, code_ints, codes, codes_stride, code_sums, lo, hi,
+            KIND, BIAS, RESIDUAL, ACTIVATION, POST_SCALE, POST_BIAS, TENSORS,
         )  # fmt: skip
 
 
@@ -222,11 +222,11 @@ def gemv(x: DeviceActivations, weights: DeviceWeights, epilogue: Epilogue, choic
     launch(
         vector_kernel, (tiles, splits, row_tiles),
         (
-            x.data.view(torch.int32), layout.row_bytes // 4, x.sums, x.rows, words[first], words[second],
+            x.data.view(torch.int32), x.data.stride(0) // 4, x.sums, x.rows, words[first], words[second],
             weights.column_terms(ONE_TAP), weights.group_outputs, weights.out_channels,
             shape[first].blocks, shape[second].blocks, layout.first[first] // 4, layout.first[second] // 4,
             layout.padded[first] // 4, layout.padded[second] // 4, layout.group_bytes // 4,
-            shape[first].row_factor, shape[second].row_factor, first, second, x.sums.shape[1], space, *epilogue,
+            shape[first].row_factor, shape[second].row_factor, first, second, x.sums.stride(0), space, *epilogue.arguments,
         ),
         dict(
             **epilogue.constants, **segment_constants(weights), PN=weights.panel_outputs, BN=bn, M=rows,

@@ -228,13 +228,18 @@ def _reader(path: Path) -> str:
 def tune(
     out: Annotated[Path | None, typer.Option(help="The file to write; this GPU's own by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes of layers: some minutes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Without a GPU: tiny layers in Triton's interpreter; nothing is timed or written.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure which tiles are fastest on this GPU, and write the table that the GPU kernels are chosen by.
+    """Measure which paths and tiles are fastest on this GPU, and write the table that the GPU kernels are chosen by.
 
     The file is $SONIQ_GPU_TABLE if that is set, else soniq/gpu-<name>.json in the user's folder of configurations. Let the GPU
     do nothing else meanwhile.
     """
+    if dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     try:
         import torch
 
@@ -242,6 +247,8 @@ def tune(
         from soniq_kernels.triton_kernels import tune as tuner
     except ImportError as missing:
         raise SystemExit(f"soniq tune: {missing}") from None
+    if dry_run:
+        return _tune_dry(tuner)
     if not torch.cuda.is_available():
         raise SystemExit(
             "soniq tune: torch sees no GPU; this command measures an NVIDIA GPU of compute capability 8.0 or higher"
@@ -250,13 +257,25 @@ def tune(
     name = choice.gpu_name(torch.device("cuda"))
     path = out or Path(os.environ.get("SONIQ_GPU_TABLE") or choice.user_path(name))
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"measuring {name}", total=len(tuner.jobs(quick)))
-        table = tuner.measure("cuda", quick, advance=lambda: progress.advance(bar))
+        work = tuner.jobs(quick)
+        bar = progress.add_task(f"measuring {name}", total=len(work))
+        table = tuner.measure("cuda", work, advance=lambda: progress.advance(bar))
     tuner.write(table, path)
     if as_json:
         print(json.dumps(table, indent=1))
     else:
         _console().print(f"wrote {path}: from now on the GPU kernels are chosen by it on {name}", highlight=False)
+
+
+def _tune_dry(tuner: Any) -> None:
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("dry run on the CPU", total=len(tuner.jobs(tiny=True)))
+        table = tuner.dry_run(lambda: progress.advance(bar))
+    _console().print(
+        f"dry run: the candidates of {len(table['choices'])} layers gave the same integers. Nothing was timed and no table was written; "
+        "on a machine with an NVIDIA GPU run soniq tune",
+        highlight=False,
+    )
 
 
 # ---- soniq run -------------------------------------------------------------------------------------------------------

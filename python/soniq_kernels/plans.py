@@ -299,6 +299,10 @@ class Plan:
         return self.segments == other.segments and bool(np.array_equal(self.permutation, other.permutation))
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash((self.segments, self.permutation.tobytes()))
 
     def __repr__(self) -> str:

@@ -104,19 +104,62 @@ class EmulatedDevice:
         array.view(np.uint8).reshape(-1)[:] = 0xA5
         return self._own(array)
 
-    def zeros(self, words: int) -> np.ndarray:
-        return self._own(np.zeros(words, np.uint32))
+    def zeros(self, words: int, like: Any = None) -> np.ndarray:
+        return self._own(np.zeros(words, np.int32))
+
+    def address(self, array: np.ndarray) -> int:
+        return array.ctypes.data
+
+    def order_of_launches(self) -> int:
+        return 0
 
     def describe(self, array: np.ndarray) -> tuple[int, tuple[int, ...], str]:
         assert array.flags.c_contiguous
         return array.ctypes.data, array.shape, array.dtype.name
 
-    def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: np.ndarray) -> None:
+    def borrowed(self, kernel: str, arguments: Any) -> list[tuple[int, int]]:
+        """Memory of others that a launch adds to, (address, bytes)."""
+        return []
+
+    def launch(self, kernel: str, grid: tuple[int, int, int], threads: int, shared: int, arguments: Any) -> None:
         self.launched.append(kernel)
-        buffers = (Buffer * len(self._arrays))(*(Buffer(a.ctypes.data, a.nbytes) for a in self._arrays))
+        spans = [(a.ctypes.data, a.nbytes) for a in self._arrays] + self.borrowed(kernel, arguments)
+        buffers = (Buffer * len(spans))(*(Buffer(*span) for span in spans))
         message = self.library.soniq_launch(
             kernel.encode(), (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint32(threads), ctypes.c_uint64(shared),
-            ctypes.c_void_p(arguments.ctypes.data), buffers, ctypes.c_uint32(len(buffers)), ctypes.c_uint32(self.order),
+            ctypes.c_void_p(ctypes.addressof(arguments)), buffers, ctypes.c_uint32(len(buffers)), ctypes.c_uint32(self.order),
         )  # fmt: skip
         if message:
             raise EmulatedError(f"{kernel} over {grid}: {message.decode()}")
+
+
+def tensor_device(order: int = 0, processors: int = 4) -> Any:
+    """An EmulatedDevice that also reads and makes torch tensors of the CPU."""
+    import torch
+
+    class OnTensors(EmulatedDevice):
+        def borrowed(self, kernel: str, arguments: Any) -> list[tuple[int, int]]:
+            """The sums of codes that are written."""
+            if kernel == "write_planes":
+                return []
+            out = np.frombuffer(arguments, load("b1").PRODUCT)[0]["out"]
+            return [(int(out["sums"]), 4 * int(out["rows"]) * int(out["sums_stride"]))]
+
+        def _tensor(self, array: np.ndarray, like: Any) -> Any:
+            return torch.from_numpy(array) if isinstance(like, torch.Tensor) else array
+
+        def empty(self, shape: tuple[int, ...], dtype: str, like: Any = None) -> Any:
+            return self._tensor(super().empty(shape, dtype), like)
+
+        def zeros(self, words: int, like: Any = None) -> Any:
+            return self._tensor(super().zeros(words), like)
+
+        def address(self, array: Any) -> int:
+            return array.data_ptr() if isinstance(array, torch.Tensor) else super().address(array)
+
+        def describe(self, array: Any) -> tuple[int, tuple[int, ...], str]:
+            if not isinstance(array, torch.Tensor):
+                return super().describe(array)
+            return array.data_ptr(), tuple(array.shape), str(array.dtype).removeprefix("torch.")
+
+    return OnTensors(library(), order, processors)
