@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .budget import unwrapped
 from .freeze import frozen_layers
@@ -65,11 +66,11 @@ def verify(model: nn.Module, packed: nn.Module, batch: object) -> Verification:
     """Compare a frozen model and its converted form on `batch` (tensor, tuple of arguments or dict of keyword arguments).
 
     Every packed layer gets the very input its quantized layer got, so a difference names the layer that made it; then
-    the whole networks are compared. Floats are compared as bit patterns. Both models run in eval mode on the CPU.
+    the whole networks are compared. Floats are compared as bit patterns. Both models run in eval mode, each on the device that it
+    is on: the packed model may be on a GPU and the other one on the CPU.
     Raises ValueError if the model is not frozen or the two do not have the same layers.
     """
     layers, model = frozen_layers(model), unwrapped(model)
-    _refuse_other_devices(model)
     counterparts = dict(packed.named_modules())
     checks: list[Check] = []
     with ExitStack() as stack:
@@ -79,14 +80,15 @@ def verify(model: nn.Module, packed: nn.Module, batch: object) -> Verification:
             counterpart = _counterpart(name, counterparts)
             hook = layer.register_forward_hook(_comparison(name, counterpart, checks))
             stack.enter_context(removed_at_exit(hook))
-        expected = run(nullcontext(), model, batch)
-        got = run(nullcontext(), packed, batch)
+        expected = run(nullcontext(), model, _moved(batch, _device_of(model)))
+        got = run(nullcontext(), packed, _moved(batch, _device_of(packed)))
     return Verification(tuple(checks), _compare_all(expected, got))
 
 
 def _comparison(name: str, counterpart: nn.Module, checks: list[Check]):
     def compare_layer(layer, args, output):
-        checks.append(compare(name, counterpart.with_norm(output), counterpart(*args)))
+        got = counterpart(*_moved(args, _device_of(counterpart)))
+        checks.append(compare(name, counterpart.with_norm(output.cpu()), got.cpu()))
 
     return compare_layer
 
@@ -112,7 +114,7 @@ def _bits(x: Tensor) -> Tensor:
 def _compare_all(expected: object, got: object) -> Check:
     """The first differing tensor of the results, with the counts of all of them."""
     pairs = zip(tree_leaves(expected), tree_leaves(got), strict=True)
-    checks = [compare("outputs", e, g) for e, g in pairs if isinstance(e, Tensor)]
+    checks = [compare("outputs", e.cpu(), g.cpu()) for e, g in pairs if isinstance(e, Tensor)]
     values, different = sum(c.values for c in checks), sum(c.different for c in checks)
     first = next((c for c in checks if c.different), None)
     return Check("outputs", values, different, *(() if first is None else (first.index, first.expected, first.got)))
@@ -124,7 +126,10 @@ def _counterpart(name: str, modules: dict[str, nn.Module]) -> nn.Module:
     return modules[name]
 
 
-def _refuse_other_devices(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if not parameter.is_cpu:
-            raise ValueError(f"{name} is on {parameter.device}; verify runs on the CPU: copy.deepcopy(model).cpu()")
+def _device_of(module: nn.Module) -> torch.device:
+    """Of its first tensor; a model without any is on the CPU."""
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def _moved(values: Any, device: torch.device) -> Any:
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, values)

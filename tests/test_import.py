@@ -59,15 +59,30 @@ def test_triton_kernels_is_not_importable_at_top_level():
 
 @pytest.mark.parametrize("missing", ["torch", "triton"])
 def test_gpu_kernels_name_the_extra_that_they_need(missing):
-    """`import soniq_kernels.triton_kernels` without torch or triton says what to install."""
-    done = run_python(f"import sys; sys.modules[{missing!r}] = None; import soniq_kernels.triton_kernels")
+    """A layer on a GPU without torch or triton says what to install."""
+    done = run_python(f"import sys; sys.modules[{missing!r}] = None; from soniq_kernels.triton_kernels import linear")
     assert f"ImportError: {missing} is not installed" in done.stderr and "soniq_kernels[gpu]" in done.stderr
+
+
+def test_one_bit_kernels_need_neither_torch_nor_triton():
+    """The layer in CUDA sources and its device import alone; a device asks for CuPy, by the name of the extra."""
+    code = """
+import sys
+for name in ("torch", "triton", "cupy"):
+    sys.modules[name] = None
+from soniq_kernels.triton_kernels import b1, cuda
+print(b1.Linear.__name__, all("write_planes" in cuda.source(n) or "b1_gemm" in cuda.source(n) for n in cuda.SOURCES))
+cuda.CudaDevice()
+"""
+    done = run_python(code)
+    assert done.stdout.split() == ["Linear", "True"], done.stderr
+    assert "ImportError: cupy is not installed" in done.stderr and "soniq_kernels[gpu]" in done.stderr
 
 
 def test_gpu_kernels_start_no_cuda():
     """A CUDA context in the parent would break every forked child."""
     pytest.importorskip("triton")
-    code = "import soniq_kernels.triton_kernels, torch, sys; print(torch.cuda.is_initialized(), 'cupy' in sys.modules)"
+    code = "import soniq_kernels.triton_kernels.torch_cuda, torch, sys; print(torch.cuda.is_initialized(), 'cupy' in sys.modules)"
     assert run_python(code).stdout.split() == ["False", "False"]
 
 

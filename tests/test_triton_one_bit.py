@@ -85,10 +85,18 @@ def test_who_is_chosen(rng):
         assert gpu.explain(torch.empty(1, 64), one).path == VECTOR
     with gpu.use("b1"):
         assert gpu.explain(torch.empty(100, 64), many).path == B1
-        images = gpu.to_device(packing.pack(np.zeros((4, 1, 1, 8), np.uint8), packing.Plan.uniform(8, 2, 2), np.ones(4), activation_scale=1.0), DEVICE)
+        images = gpu.to_device(
+            packing.pack(
+                np.zeros((4, 1, 1, 8), np.uint8), packing.Plan.uniform(8, 2, 2), np.ones(4), activation_scale=1.0
+            ),
+            DEVICE,
+        )
         with pytest.raises(ValueError, match="b1: one-bit kernels multiply linear layers only"):
             gpu.conv2d(torch.zeros(1, 2, 2, 8, device=DEVICE), images)
-    with pytest.raises(ValueError, match="use\\(\\) names speed; expected some of vector, tensor_core, b1"), gpu.use("speed"):
+    with (
+        pytest.raises(ValueError, match="use\\(\\) names speed; expected some of vector, tensor_core, b1"),
+        gpu.use("speed"),
+    ):
         pass
     assert few.plan.channels == 700
 
@@ -115,7 +123,9 @@ def test_the_tuner_tries_them_and_its_table_is_read(rng, tmp_path, monkeypatch):
     tried = list(tune.candidates(weights, 2))
     assert {c.bn for c in tried if c.path == B1} == {16, 128}
     jobs = []
-    table = tune.measure(DEVICE, tune.jobs(tiny=True)[::2], lambda runs: -float(len(jobs)), lambda: jobs.append(1), step=12)
+    table = tune.measure(
+        DEVICE, tune.jobs(tiny=True)[::2], lambda runs: -float(len(jobs)), lambda: jobs.append(1), step=12
+    )
     assert len(jobs) == len(table["choices"]) == 2 and all(c["path"] in choice.PATHS for c in table["choices"].values())
     entry = choice.as_entry(next(c for c in tried if c.path == B1))
     path = tmp_path / "gpu.json"
@@ -124,6 +134,9 @@ def test_the_tuner_tries_them_and_its_table_is_read(rng, tmp_path, monkeypatch):
     choice.load.cache_clear()
     try:
         for a_bits in (8, 3):
-            assert gpu.explain(torch.empty(2, 64), gpu.to_device(uniform(2, a_bits), DEVICE)).reason == f"measured ({path})"
+            assert (
+                gpu.explain(torch.empty(2, 64), gpu.to_device(uniform(2, a_bits), DEVICE)).reason
+                == f"measured ({path})"
+            )
     finally:
         choice.load.cache_clear()

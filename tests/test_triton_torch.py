@@ -11,9 +11,11 @@ from triton_cases import DEVICE, INTERPRETED, gpu
 
 torch = pytest.importorskip("torch")
 import numpy as np
+from torch.utils._pytree import tree_map
 
+import test_torch_codes
 from soniq_kernels import torch_ops
-from soniq_kernels.triton_kernels import torch_cuda
+from soniq_kernels.triton_kernels import conv, move, ops, quantize, tensor_core, torch_cuda, vector
 
 CHANNELS, OUTPUTS = 12, 6
 
@@ -74,8 +76,11 @@ def test_wrong_input_is_named(rng):
 
 
 def test_cuda_tensors_reach_these_ops():
-    """The dispatcher knows a CUDA kernel of each of the three, besides the general one."""
-    for name in ("linear", "conv2d", "quantize"):
+    """The dispatcher knows a CUDA kernel of every op, besides the general one."""
+    names = [n for n, op in vars(torch_ops).items() if hasattr(op, "_opoverload") and not n.startswith("_")]
+    assert len(names) >= 14
+    for name in names:
+        assert callable(getattr(torch_cuda, name))
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"soniq::{name}", "CUDA")
 
 
@@ -107,3 +112,59 @@ def test_gpu_arrays_of_other_libraries_come_in_by_dlpack(rng):
     assert torch.equal(
         gpu.quantize_activations(Foreign(x), plan, 0.7).data, gpu.quantize_activations(x, plan, 0.7).data
     )
+
+
+@pytest.mark.parametrize("name", test_torch_codes.calls(test_torch_codes.Operands(np.random.default_rng(0))))
+def test_ops_on_codes(name):
+    """Every op on code tensors, as the CPU's test calls it."""
+    op, args, keywords, expected = test_torch_codes.calls(test_torch_codes.Operands(np.random.default_rng(0)))[name]
+    to = lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x  # noqa: E731
+    args, keywords = tree_map(to, (args, keywords))
+    got = getattr(torch_cuda, op._name)(*args, **keywords)
+    alone = torch.library.custom_op(f"soniq_on_gpu::{op._name}", getattr(torch_cuda, op._name), mutates_args=())
+    alone.register_fake(op._abstract_fn)
+    torch.library.opcheck(alone, args, keywords, test_utils=("test_schema", "test_faketensor"))
+    pairs = zip(got, expected, strict=True) if isinstance(expected, list) else [(got, expected)]
+    for one, other in pairs:
+        test_torch_codes.same(one.cpu(), other)
+
+
+FORBIDDEN = [
+    (torch, "tensor"), (torch, "as_tensor"), (torch, "from_numpy"), (torch.Tensor, "item"), (torch.Tensor, "cpu"),
+    (torch.Tensor, "numpy"), (torch.Tensor, "tolist"), (torch.Tensor, "nonzero"), (torch.Tensor, "__bool__"),
+]  # fmt: skip
+
+
+def test_a_second_call_neither_copies_nor_waits(rng, monkeypatch):
+    """What a CUDA graph cannot record. Kernels are left out of the second call; what the host does around them is all there."""
+    weights, per_row = layer(rng, (OUTPUTS, CHANNELS)).to(DEVICE), layer(rng, (OUTPUTS, CHANNELS), "per_row").to(DEVICE)
+    filters = layer(rng, (OUTPUTS, 3, 3, CHANNELS // 2)).to(DEVICE)
+    x, image = floats(rng, 3, CHANNELS).to(DEVICE), floats(rng, 1, CHANNELS, 3, 3).to(DEVICE)
+    codes = torch.zeros(1, CHANNELS, 3, 3, dtype=torch.uint8, device=DEVICE)
+    place = OUTPUTS, [3, 3], [1, 1], [1] * 4, [1, 1]
+    operands = test_torch_codes.calls(test_torch_codes.Operands(rng))
+    calls = [
+        lambda: torch_cuda.linear(x, weights, OUTPUTS),
+        lambda: torch_cuda.linear(x, per_row, OUTPUTS),
+        lambda: torch_cuda.conv2d(image, filters, *place),
+        lambda: torch_cuda.conv2d(codes, filters, *place),
+        lambda: torch_cuda.quantize(image, filters),
+    ]
+    for op, *given, _ in operands.values():
+        args, keywords = tree_map(lambda a: a.to(DEVICE) if isinstance(a, torch.Tensor) else a, given)
+        calls.append(lambda op=op, args=args, keywords=keywords: getattr(torch_cuda, op._name)(*args, **keywords))
+    for module in (tensor_core, vector, conv, quantize, move, ops):
+        monkeypatch.setattr(module, "launch", lambda *arguments, **options: None)
+    for call in calls:
+        call()
+    for where, name in FORBIDDEN:
+        monkeypatch.setattr(where, name, forbidden(name))
+    for call in calls:
+        call()
+
+
+def forbidden(name):
+    def call(*arguments, **options):
+        raise AssertionError(f"{name} in a call that a CUDA graph may record")
+
+    return call

@@ -37,7 +37,11 @@ ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hardtanh": 3}
 # ---- what kernels take by value: the structs of the CUDA sources -----------------------------------------------------------
 def _struct(addresses: str, words: str, floats: str = "", **more: Any) -> np.dtype[Any]:
     """A struct of addresses, then uint32 numbers, then float32 numbers, then what is named."""
-    fields = [(n, "u8") for n in addresses.split()] + [(n, "u4") for n in words.split()] + [(n, "f4") for n in floats.split()]
+    fields = (
+        [(n, "u8") for n in addresses.split()]
+        + [(n, "u4") for n in words.split()]
+        + [(n, "f4") for n in floats.split()]
+    )
     return np.dtype([*fields, *more.items()], align=True)
 
 
@@ -66,7 +70,9 @@ PLANES_CALL = np.dtype(
 )  # fmt: skip
 # What changes from call to call is written over a copy of the rest; one instruction of Python each, since a call has to be short.
 Output = namedtuple("Output", _OUTPUT.names, defaults=[0] * len(_OUTPUT.names))  # type: ignore[misc]
-_pack_output = struct.Struct("<" + "".join({"u8": "Q", "u4": "I", "f4": "f"}[_OUTPUT[n].str[1:]] for n in _OUTPUT.names)).pack_into
+_pack_output = struct.Struct(
+    "<" + "".join({"u8": "Q", "u4": "I", "f4": "f"}[_OUTPUT[n].str[1:]] for n in _OUTPUT.names)
+).pack_into
 _OUTPUT_AT = PRODUCT.fields["out"][1]
 _pack_addresses = {count: struct.Struct(f"<{count}Q").pack_into for count in (4, 5)}
 

@@ -109,7 +109,7 @@ def rule(weights: DeviceWeights, rows: int) -> Choice:
             why = reasons.get(B1, "")
             return replace(made, reason=f"{made.reason}; not b1: {why}") if why else made
         reasons[path] = made
-    if list(reasons) == [TENSOR_CORE] or TENSOR_CORE in reasons and weights.saturates:
+    if TENSOR_CORE in reasons:
         raise ValueError(reasons[TENSOR_CORE])
     raise ValueError(f"{weights} with {rows} rows: " + "; ".join(f"{path}: {why}" for path, why in reasons.items()))
 

@@ -223,7 +223,7 @@ def steps(
 
     Args:
         x: with a scale and its number of values; its rows divide evenly among them.
-        groups: of the layout of the codes.
+        groups: 1; or 0 for codes in stored order, without sums (layout.py).
     """
     function = activation_of(activation)
     if residual is not None and tuple(residual.shape) != tuple(shape):
@@ -303,7 +303,9 @@ def outputs_of(out: Outputs, channels: int) -> list[tuple[Plan, float] | None]:
         if not isinstance(one, tuple) or len(one) != 2 or not isinstance(one[0], Plan):
             raise TypeError(f"out is {one!r}, expected (plan, scale) of the next layer, None, or a list of these")
         if one[0].channels != channels:
-            raise ValueError(f"out names a plan of {one[0].channels} channels but this operation has {channels} outputs")
+            raise ValueError(
+                f"out names a plan of {one[0].channels} channels but this operation has {channels} outputs"
+            )
         if isinstance(one[1], str) or not MIN_SCALE <= np.float32(one[1]) <= MAX_SCALE:
             raise ValueError(f"out has scale {one[1]!r}, expected one float in [2**-100, 2**100]")
     return [None if one is None else (one[0], float(np.float32(one[1]))) for one in outs]
@@ -317,7 +319,8 @@ def given(out: Outputs, results: Results) -> Any:
 def new_results(
     outs: list[tuple[Plan, float] | None], shape: tuple[int, ...], device: torch.device, groups: int = 1
 ) -> Results:
-    """New tensors of `shape`. Bytes of codes are zeros: padding stays so, and the sums are added to."""
+    """New tensors of `shape`, of layout 1 or 0. Bytes of codes are zeros: padding stays so, and the sums are added to."""
+    assert groups in (0, 1), "layers of several groups lay rows out for themselves"
     y = torch.empty(shape, dtype=torch.float32, device=device) if None in outs else None
     codes = tuple(one for one in outs if one is not None)
     if not codes:

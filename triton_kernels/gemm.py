@@ -33,7 +33,7 @@ def linear(
         residual: float32 tensor or DeviceActivations [..., N].
         activation: None, "relu", "relu6" or ("hardtanh", low, high).
         out: None for float32 [..., N], (plan, scale) of the next layer for DeviceActivations, or a list of these, written in one pass.
-        groups: of the layer that reads the codes.
+        groups: 1; or 0 for codes in stored order, without sums (layout.py).
     """
     codes, choice = _operand(x, weights)
     shape = (*codes.shape[:-1], weights.out_channels)

@@ -46,7 +46,9 @@ def move_kernel(
 
 
 # ---- host --------------------------------------------------------------------------------------------------------------
-Rows = tuple[torch.Tensor, torch.Tensor]  # int8 [rows, row bytes] and int32 [rows, parts]; uint8 [rows, channels] where groups are 0
+Rows = tuple[
+    torch.Tensor, torch.Tensor
+]  # int8 [rows, row bytes] and int32 [rows, parts]; uint8 [rows, channels] where groups are 0
 
 
 def relaid(x: torch.Tensor, plan: Plan, old: int | None, new: int) -> Rows:
@@ -77,7 +79,9 @@ def _moved(x: torch.Tensor, plan: Plan, groups: int, tables: tuple[torch.Tensor,
     return data, sums
 
 
-def _launch(x: torch.Tensor, tables: tuple[torch.Tensor, ...], data: torch.Tensor, sums: torch.Tensor, parts: int) -> None:
+def _launch(
+    x: torch.Tensor, tables: tuple[torch.Tensor, ...], data: torch.Tensor, sums: torch.Tensor, parts: int
+) -> None:
     rows, width = data.shape
     chunk = min(CHUNK, max(32, triton.next_power_of_2(width // parts)))
     block_rows = max(1, min(8, CHUNK // chunk, triton.next_power_of_2(max(1, rows))))
@@ -110,6 +114,12 @@ def _flat_tables(
     """Column p * channels + c of the flat row is channel c of pixel p."""
     position = (np.arange(pixels)[:, None] * stride + row_layout(plan, groups).position).reshape(-1)
     return _uploaded(row_layout(flat, groups).source, position, np.zeros_like(position), _spans(flat, groups), device)
+
+
+@lru_cache(maxsize=1024)
+def spans(plan: Plan, groups: int, device: torch.device) -> torch.Tensor:
+    """int32 [parts, 2]: first byte and bytes of every part of a row."""
+    return torch.tensor(_spans(plan, groups), dtype=torch.int32, device=device)
 
 
 def _spans(plan: Plan, groups: int) -> list[tuple[int, int]]:

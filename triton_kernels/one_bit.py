@@ -86,7 +86,9 @@ def quantized(x: torch.Tensor, weights: DeviceWeights, choice: Any) -> BitPlanes
         scale = torch.empty(rows, dtype=torch.float32, device=x.device)
     else:
         scale = one_scale(float(weights.activation_scale), x.device)
-    lie = b1.Rows(b1.SOURCES[SOURCES[x.dtype]], plan.channels, tuple(plan.first_channels), (0,) * len(plan.segments), True)
+    lie = b1.Rows(
+        b1.SOURCES[SOURCES[x.dtype]], plan.channels, tuple(plan.first_channels), (0,) * len(plan.segments), True
+    )
     planes = layer.planes(
         x.data_ptr(), lie, rows, x, scale, per_row, 1 if per_row else max(1, rows), launch_of(weights, rows, choice)
     )

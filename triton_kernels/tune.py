@@ -70,9 +70,7 @@ def _one_bit_candidates(weights: DeviceWeights, rows: int) -> Iterator[Choice]:
             yield from (replace(own, splits=splits) for splits in (own.splits, max(1, own.splits // 2), 2 * own.splits))
 
 
-def best(
-    weights: list[DeviceWeights], x: DeviceActivations, timer: Timer, step: int = 1
-) -> tuple[Choice, float]:
+def best(weights: list[DeviceWeights], x: DeviceActivations, timer: Timer, step: int = 1) -> tuple[Choice, float]:
     """The fastest candidate and its seconds; `weights` are copies of one layer, of candidates every `step`th is tried.
 
     Raises:
@@ -136,7 +134,11 @@ def jobs(quick: bool = False, tiny: bool = False) -> list[Job]:
 
 
 def measure(
-    device: Any, work: list[Job], timer: Timer = graph_seconds, advance: Callable[[], None] = lambda: None, step: int = 1
+    device: Any,
+    work: list[Job],
+    timer: Timer = graph_seconds,
+    advance: Callable[[], None] = lambda: None,
+    step: int = 1,
 ) -> dict[str, Any]:
     """The table of `device`; `advance` is called after every job."""
     device = torch.device(device)
@@ -159,7 +161,9 @@ def dry_run(advance: Callable[[], None]) -> dict[str, Any]:
     return measure("cpu", jobs(tiny=True), lambda runs: 0.0, advance, TINY_STEP)
 
 
-def _copies(rng: np.random.Generator, w_bits: int, a_bits: int, n: int, k: int, device: torch.device) -> list[DeviceWeights]:
+def _copies(
+    rng: np.random.Generator, w_bits: int, a_bits: int, n: int, k: int, device: torch.device
+) -> list[DeviceWeights]:
     """One layer as often as it takes to outgrow the level 2 cache twice."""
     plan = packing.Plan.uniform(k, w_bits, a_bits, a_grid="bipolar")
     packed = packing.pack(rng.integers(0, 2**w_bits, (n, k), np.uint8), plan, np.ones(n, np.float32))

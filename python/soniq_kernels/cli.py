@@ -229,7 +229,10 @@ def tune(
     out: Annotated[Path | None, typer.Option(help="The file to write; this GPU's own by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes of layers: some minutes.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Without a GPU: tiny layers in Triton's interpreter; nothing is timed or written.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Without a GPU: tiny layers in Triton's interpreter; nothing is timed or written."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -225,6 +225,13 @@ class Network:
         array = array.transpose(0, 3, 1, 2)
         return array[:, :, 0] if self.layout == "NCL" else array
 
+    # ---- GPUs ------------------------------------------------------------------------------------------------------
+    def to(self, device: Any = "cuda") -> Any:
+        """The network on a GPU, `triton_kernels.DeviceNetwork`, with the same bits; docs/gpu.md. Needs torch and triton."""
+        from soniq_kernels.triton_kernels import DeviceNetwork
+
+        return DeviceNetwork(self, device)
+
     # ---- files -----------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Writes the network as one safetensors file that `load_network` reads. docs/format.md."""

@@ -5,7 +5,7 @@ Packed weights travel through torch as one uint8 tensor that holds the bytes of 
 tensor is what state_dict, safetensors, deepcopy, torch.compile and torch.export know how to carry; the kernels' own
 form of the weights is built from it once and kept as long as the tensor's memory lives.
 
-soniq::linear, soniq::conv2d and soniq::quantize also take CUDA tensors (docs/gpu.md); the other ops run on the CPU. None has a gradient: train with `soniq_kernels.qat`, then convert.
+All of them take CUDA tensors too (docs/gpu.md). None has a gradient: train with `soniq_kernels.qat`, then convert.
 """
 
 from __future__ import annotations
@@ -356,8 +356,11 @@ def _on_cuda(name: str):
     return call
 
 
-for _name, _op in (("linear", linear), ("conv2d", conv2d), ("quantize", quantize)):
-    _op.register_kernel("cuda", _on_cuda(_name))
+for _op in (
+    linear, conv2d, quantize, quantize_codes, dequantize_codes, linear_codes, conv2d_codes, add_codes, max_pool2d_codes,
+    avg_pool2d_codes, global_avg_pool_codes, flatten_codes, concat_codes, requantize_codes,
+):  # fmt: skip
+    _op.register_kernel("cuda", _on_cuda(_op._name))
 
 
 # --- operands ----------------------------------------------------------------------------------------------------
