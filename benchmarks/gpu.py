@@ -209,7 +209,8 @@ def failures(result: Row) -> list[str]:
         for c in result["checks"]
         if c["differ"]
     ]
-    return differ + list(result["errors"])
+    unseen = [f"{c['path']} was not checked at all" for c in result["checks"] if not c["cases"] and not c["left_out"]]
+    return differ + unseen + list(result["errors"])
 
 
 NEEDS = (

@@ -32,6 +32,7 @@ def _paths(gpu: Gpu | DryGpu) -> list[tuple[str, Callable[[], Path], list[tuple[
     return [
         ("b1", lambda: _b1_path(gpu), FEW if gpu.tiny else PAIRS),
         ("triton", lambda: _triton_path(gpu), FEW[:3] if gpu.tiny else latin),
+        ("codes", lambda: _codes_path(gpu), FEW[:1] if gpu.tiny else latin[::3]),
     ]
 
 
@@ -67,7 +68,7 @@ def _cases(
     rng = np.random.default_rng(number)
     k = 70 if gpu.tiny else int(rng.integers(1, 1200))
     n = 20 if gpu.tiny else int(rng.integers(1, 200))
-    rows = [3] if gpu.tiny else [1, int(rng.integers(2, 9)), int(rng.integers(9, 160))]
+    rows = [2 + number % 2] if gpu.tiny else [1, int(rng.integers(2, 9)), int(rng.integers(9, 160))]
     for m in rows:
         for kind in ("random", "largest", "odd"):
             packed, x = _layer(rng, w_bits, a_bits, n, k, m, kind)
@@ -137,7 +138,29 @@ def _triton_path(gpu: Gpu | DryGpu) -> Path:
 
     def run(x: Any, packed: packing.PackedWeights, number: int) -> Iterator[tuple[str, Any]]:
         weights = ours.to_device(packed, gpu.device)
-        yield "triton", ours.linear(x, weights, activation=ACTIVATIONS[number % 4])
+        with ours.use("vector", "tensor_core"):
+            yield str(ours.explain(x, weights)), ours.linear(x, weights, activation=ACTIVATIONS[number % 4])
+
+    return run
+
+
+def _codes_path(gpu: Gpu | DryGpu) -> Path:
+    """The layer at the end of operations on codes, as `gpu.linear` is called by default: through a network, whose codes are exact."""
+    from soniq_kernels.network import Network, Node
+
+    def run(x: Any, packed: packing.PackedWeights, number: int) -> Iterator[tuple[str, Any]]:
+        if isinstance(packed.activation_scale, str) or packed.activation_scale is None:
+            return
+        codes = packed.plan, np.float32(packed.activation_scale)
+        nodes = [
+            Node("requantize", ("x",), ("a", "f")),
+            Node("add", ("a", "zero"), ("b",)),
+            Node("linear", ("b",), ("y",), layer="layer", activation=ACTIVATIONS[number % 4]),
+        ]
+        tensors = {"x": None, "zero": None, "a": codes, "f": None, "b": codes, "y": None}
+        net = Network(nodes, {"layer": packed}, tensors, inputs=("x", "zero")).to(gpu.device)
+        x = x.float()
+        yield "codes through a network", net(x, gpu.torch.zeros_like(x))
 
     return run
 

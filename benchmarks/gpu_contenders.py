@@ -157,8 +157,15 @@ def _triton(layer: Layer, widths: str) -> Ready:
     small, large = layer.packed(widths)
     weights = repeated(ours.to_device(small, layer.gpu.device), large, layer.repeats)
     sets = [weights] + [_another(weights) for _ in range(copies(layer, weights.nbytes) - 1)]
-    require_ours(layer, ours.linear(layer.x, weights), small)
-    return Ready([lambda w=w: ours.linear(layer.x, w) for w in sets], weights.nbytes, "triton")  # type: ignore[misc]
+
+    def call(w: Any = weights) -> Any:
+        with ours.use("vector", "tensor_core"):  # those of one bit are a contender of their own
+            return ours.linear(layer.x, w)
+
+    require_ours(layer, call(), small)
+    with ours.use("vector", "tensor_core"):
+        path = str(ours.explain(layer.x, weights)).partition(":")[0]
+    return Ready([lambda w=w: call(w) for w in sets], weights.nbytes, path)  # type: ignore[misc]
 
 
 def repeated(weights: Any, packed: packing.PackedWeights, times: int) -> Any:

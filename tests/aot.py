@@ -28,10 +28,11 @@ from triton.runtime import driver
 
 from soniq_kernels import packing
 from soniq_kernels import triton_kernels as gpu
-from soniq_kernels.triton_kernels import choice, conv, epilogue, gemm, launch, move, quantize, tensor_core, vector
+from soniq_kernels.triton_kernels import choice, conv, epilogue, gemm, launch, move, ops, quantize, tensor_core, vector
 from soniq_kernels.triton_kernels.choice import TENSOR_CORE, VECTOR, Choice
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+PLACED = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)([^;]*);", re.MULTILINE)
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", re.MULTILINE)
 OUTPUTS, K = 256, 2048
 
@@ -57,12 +58,25 @@ def disassembly(kernel) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def loop(sass: str) -> collections.Counter:
+    """The instructions of the longest loop that multiplies: from where a branch goes back to, to the branch."""
+    placed = [(int(at, 16), name, rest) for at, name, rest in PLACED.findall(sass)]
+    bodies = []
+    for at, name, rest in placed:
+        target = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
+        if target and int(target[1], 16) < at:
+            bodies.append([other for where, other, _ in placed if int(target[1], 16) <= where <= at])
+    products = [body for body in bodies if any("MMA" in name or name.startswith("IDP") for name in body)]
+    return collections.Counter(max(products, key=len, default=[]))
+
+
 def facts(kernel) -> dict:
     """What the tests look at."""
     sass, ptx = disassembly(kernel), kernel.asm["ptx"]
     products = re.findall(r"wgmma\.mma_async\S*\.s8\.s8 \{[^}]*\}, (\{|%)", ptx)
     return {
         "instructions": dict(collections.Counter(INSTRUCTION.findall(sass))),
+        "loop": dict(loop(sass)),
         "stack": int(re.search(r"STACK:(\d+)", sass)[1]),
         "registers": int(re.search(r"REG:(\d+)", sass)[1]),
         "shared": kernel.metadata.shared,
@@ -106,9 +120,26 @@ def quantizing(name: str, scale):
     quantize.quantize_activations(torch.zeros(8, 512, dtype=torch.float16), plan, scale)
 
 
+def between(name: str):
+    """Compiles an operation between layers, with codes of two segments in, and two tensors of codes and float32 out."""
+    plan = packed_layer((16, 512), ((2, 4), (4, 8)), channels=512).plan
+    x = gpu.from_codes(torch.zeros((1, 4, 4, 512), dtype=torch.uint8), plan, 1.0)
+    outs = [(plan, 0.5), None, (packing.Plan.uniform(512, 2, 8), 0.5)]
+    if name == "add":
+        ops.add(x, x, "relu", outs)
+    if name == "max_pool":
+        ops.max_pool2d(x, 3, 2, 1)
+    if name == "avg_pool":
+        ops.avg_pool2d(x, 2, 2, outs)
+    if name == "flatten":
+        ops.flatten(x)
+
+
 def by_name(name: str):
-    """Compiles what a name says: "tensor_core w4a8 64x16/1", "vector w1a8+w4a8 8x1/2", "conv2d w2a8", "rule w7a8 64" (rows), "quantize per_row"."""
+    """Compiles what a name says: "tensor_core w4a8 64x16/1", "vector w1a8+w4a8 8x1/2", "conv2d w2a8", "rule w7a8 64" (rows), "quantize per_row", "between add"."""
     kind, *rest = name.split()
+    if kind == "between":
+        return between(rest[0])
     if kind == "quantize":
         return quantizing(name, rest[0] if rest[0] == "per_row" else float(rest[0]))
     pairs = tuple((int(w), int(a)) for w, a in re.findall(r"w(\d)a(\d)", rest[0]))
@@ -119,7 +150,8 @@ def by_name(name: str):
     bn, bm, splits = map(int, re.split("[x/]", rest[1]))
     path = {"vector": VECTOR, "tensor_core": TENSOR_CORE}[kind]
     how = Choice(path, bn, bm, splits, *((1, 1) if kind == "vector" else (8 if bn * bm > 8192 else 4, 3)))
-    out = (packing.Plan.uniform(OUTPUTS, 2, 8), 0.5) if "codes" in rest else None
+    codes = (packing.Plan.uniform(OUTPUTS, 2, 8), 0.5)
+    out = codes if "codes" in rest else [codes, None, codes] if "all" in rest else None
     return linear(name, how, bm, pairs, out, residual="residual" in rest)
 
 
@@ -134,9 +166,9 @@ def main() -> None:
         assert set(kernel.arg_names[len(arguments) :]) == {*constants, "ASM"}, kernel
         compiled.append(launch.compiled(kernel, arguments, constants, **options))
 
-    for module in (tensor_core, vector, conv, quantize, move):
+    for module in (tensor_core, vector, conv, quantize, move, ops):
         module.launch = record
-    quantize.require_usable = lambda device: None
+    quantize.require_usable = ops.require_usable = lambda device: None
     found = {}
     for name in sys.stdin.read().splitlines():
         by_name(name)

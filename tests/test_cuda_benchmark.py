@@ -58,6 +58,7 @@ def test_a_dry_run_writes_all_files_and_measures_nothing(tmp_path):
     checked = {check["path"]: check for check in result["checks"]}
     names = {row["name"] for row in result["rows"]}
     assert {"cuBLAS FP16", "cuBLAS BF16", "torch._int_mm"} <= names and checked["triton"]["differ"] == 0
+    assert checked["codes"]["cases"] > 0 and checked["codes"]["differ"] == 0
     assert checked["triton"]["cases"] > 0 and {"W1A8 triton", "W8A8 triton"} <= names
     assert {"cuDNN FP16", "W8A8"} <= {row["name"] for row in result["convolutions"]}
     if harness.compiler():
@@ -171,6 +172,8 @@ def test_what_fails_is_named(importable, monkeypatch):
     assert (
         gpu.failures({"checks": [check], "errors": errors})[0] == "b1 differs from the CPU in 2 of 9 cases, first W1A1"
     )
+    nothing = {"path": "codes", "cases": 0, "differ": 0, "first": "", "left_out": ""}
+    assert gpu.failures({"checks": [nothing], "errors": []}) == ["codes was not checked at all"]
 
 
 def test_time_runs_out(importable, monkeypatch):

@@ -10,8 +10,11 @@ import torch
 from triton.runtime.interpreter import InterpretedFunction
 
 OPTIONS = {"enable_fp_fusion": False}
-# Machine code by what Triton compiles it for. Triton's own look-up binds every argument anew, which costs more than a launch.
+# Machine code by what Triton compiles it for, and before that by what a call is made of, numbers as they are: Triton's own
+# look-up binds every argument anew, and even the kinds of forty arguments cost more Python than the rest of a launch.
 _compiled: dict[tuple[Any, ...], Any] = {}
+_known: dict[tuple[Any, ...], Any] = {}
+MOST_KNOWN = 10_000
 
 
 def launch(
@@ -27,12 +30,28 @@ def launch(
         with np.errstate(all="ignore"):  # the interpreter computes with NumPy
             kernel[grid](*arguments, **constants, ASM=False)
         return
-    with torch.cuda.device_of(arguments[0]):
-        key = (kernel, torch.cuda.current_device(), *constants.values(), *options.values(), *map(_kind, arguments))
-        code = _compiled.get(key)
-        if code is None:
-            code = _compiled[key] = compiled(kernel, arguments, constants, **options)
-        code[(*grid, 1, 1)[:3]](*arguments, *constants.values(), True)
+    index = arguments[0].get_device()
+    if index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            return launch(kernel, grid, arguments, constants, **options)
+    key = (
+        id(kernel), index, *constants.values(), *options.values(),
+        *[a if a.__class__ is int else float if a.__class__ is float else (a.dtype, a.data_ptr() & 15) for a in arguments],
+    )  # fmt: skip
+    code = _known.get(key) or _look_up(key, kernel, arguments, constants, options)
+    code[(*grid, 1, 1)[:3]](*arguments, *constants.values(), True)
+
+
+def _look_up(
+    key: tuple[Any, ...], kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], options: dict[str, int]
+) -> Any:
+    kinds = (id(kernel), key[1], *constants.values(), *options.values(), *map(_kind, arguments))
+    if kinds not in _compiled:
+        _compiled[kinds] = compiled(kernel, arguments, constants, **options)
+    if len(_known) >= MOST_KNOWN:
+        _known.clear()
+    _known[key] = _compiled[kinds]
+    return _compiled[kinds]
 
 
 def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], **options: int) -> Any:

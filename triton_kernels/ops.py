@@ -91,6 +91,8 @@ def max_pool_kernel(
     m_ok = m < rows
     start = tl.load(spans + 2 * part)
     span = tl.load(spans + 2 * part + 1)
+    if LEAST < 0:  # parts of rows that are padded
+        start, span = tl.multiple_of(start, 16), tl.multiple_of(span, 16)
     total = tl.zeros((BM,), tl.int32)
     for first in range(0, span, BK):
         at = first + tl.arange(0, BK)
