@@ -26,8 +26,10 @@ from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime import driver
 
 from soniq_kernels import packing, torch_ops
-from soniq_kernels import triton_kernels as gpu
-from soniq_kernels.triton_kernels import choice, cuda, launch, one_bit, quantize, torch_cuda
+from soniq_kernels.triton_kernels import choice, conv, cuda, gemm, launch, one_bit, quantize, tensor_core, torch_cuda
+from soniq_kernels.triton_kernels.device_weights import to_device
+from soniq_kernels.triton_kernels.gemm import linear
+from soniq_kernels.triton_kernels.quantize import quantize_activations
 
 N, K = 512, 1024
 CALLS, ROUNDS = 1000, 5
@@ -43,9 +45,8 @@ def pretend() -> None:
         )
     )  # fmt: skip
     torch.cuda.current_device = lambda: -1  # where tensors of the CPU say that they are
-    for module in (quantize, gpu.linear.__globals__["one_bit"]):
-        vars(module)["require_usable"] = nothing
-    gpu.linear.__globals__["require_usable"] = nothing
+    for module in (quantize, gemm, conv):
+        module.require_usable = nothing
     compiled = launch.compiled
     launch.compiled = lambda *arguments, **options: without_driver(compiled(*arguments, **options))
     one_bit.device_of = lambda device: device_without_driver()
@@ -109,9 +110,9 @@ def calls() -> dict[str, Callable[[], Any]]:
     """What is measured, by name."""
     plan = packing.Plan.mixed(np.arange(K) % 2 * 2 + 2, a_grid="unsigned")
     packed = packing.pack(np.zeros((N, K), np.uint8), plan, np.ones(N), bias=np.ones(N), activation_scale=0.5)
-    weights, tensor = gpu.to_device(packed, "cpu"), torch_ops.weights_to_tensor(packed)
+    weights, tensor = to_device(packed, "cpu"), torch_ops.weights_to_tensor(packed)
     few, many = torch.zeros(1, K), torch.zeros(64, K)
-    codes = {x: gpu.quantize_activations(x, plan, 0.5) for x in (few, many)}
+    codes = {x: quantize_activations(x, plan, 0.5) for x in (few, many)}
     next_plan = packing.Plan.mixed(np.arange(N) % 2 * 2 + 2)
     kernel_calls: list[tuple[Any, Any]] = []
     run = launch.launch
@@ -120,21 +121,21 @@ def calls() -> dict[str, Callable[[], Any]]:
         kernel_calls.append((arguments, options))
         run(*arguments, **options)
 
-    gpu.linear.__globals__["tensor_core"].launch = recorded
+    tensor_core.launch = recorded
     with choice.use("tensor_core"):
-        gpu.linear(codes[many], weights)
-    gpu.linear.__globals__["tensor_core"].launch = run
+        linear(codes[many], weights)
+    tensor_core.launch = run
     arguments, options = kernel_calls[-1]
 
     def on(path: str, x: Any, **more: Any) -> Callable[[], Any]:
         def call() -> Any:
-            return gpu.linear(x, weights, **more)
+            return linear(x, weights, **more)
 
         return forced(path, call)
 
     return {
         "one kernel launch (tensor cores, 39 arguments)": lambda: run(*arguments, **options),
-        "quantize_activations, 1 row": lambda: gpu.quantize_activations(few, plan, 0.5),
+        "quantize_activations, 1 row": lambda: quantize_activations(few, plan, 0.5),
         "linear of codes, vector path": on("vector", codes[few]),
         "linear of codes, tensor cores": on("tensor_core", codes[many]),
         "linear of codes, tensor cores, codes out": on("tensor_core", codes[many], out=(next_plan, 0.5)),
