@@ -39,11 +39,11 @@ def on_device(x):
 
 
 @pytest.mark.parametrize("scale", [0.4, "per_row"])
-@pytest.mark.parametrize("rows", [3, 70])
-def test_floats(rng, scale, rows):
+@pytest.mark.parametrize("shape", [(3,), (70,), (2, 1, 2)])
+def test_floats(rng, scale, shape):
     """Quantized to planes in one pass, with a bias, an activation and a residual."""
     packed, weights = made(rng, bias=rng.normal(size=21), post_bias=rng.normal(size=21), activation_scale=scale)
-    x, residual = oracle.values_near(rng, (rows, 700), 0.4), rng.normal(size=(rows, 21)).astype(np.float32)
+    x, residual = oracle.values_near(rng, (*shape, 700), 0.4), rng.normal(size=(*shape, 21)).astype(np.float32)
     with choice.use(B1):
         got = gpu.linear(on_device(x), weights, on_device(residual), "relu")
         integers = gpu.matmul(on_device(x), weights)

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="triton is not installed; pip install soniq_kernels[gpu]")
 
 import cases
-from soniq_kernels import network, ops, packing
+from soniq_kernels import gemm, network, ops, packing
 from soniq_kernels.network import Node
 from soniq_kernels.triton_kernels import ops as gpu_ops
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations
@@ -98,6 +98,18 @@ def test_floats_become_codes_for_several_readers(rng):
         same(gpu_ops.requantize(on_gpu(x), outs), ops.requantize(x, outs, check_finite=False))
     a = tensor(rng, "wide", (2, 40))
     same(gpu_ops.dequantize(on_gpu(a)), ops.dequantize(a))
+
+
+@pytest.mark.parametrize("path", ["vector", "tensor_core"])
+def test_tensors_side_by_side_are_read_as_they_lie(rng, path):
+    """One pass writes two tensors into rows of one memory; a layer reads either."""
+    x, plan = rng.normal(size=(3, 40)).astype(np.float32), plan_of(rng, "mixed", 40)
+    packed = packing.quantize_weights(rng.normal(size=(9, 40)).astype(np.float32), plan)
+    _, codes = gpu_ops.requantize(on_gpu(x), [(plan_of(rng, "bytes", 40), 0.4), (plan, 0.3)])
+    assert not codes.data.is_contiguous()
+    with gpu.use(path):
+        got = gpu.linear(codes, gpu.to_device(packed, DEVICE))
+    cases.assert_same_bits(numpy(got), gemm.linear(ops.requantize(x, (plan, 0.3)), packed))
 
 
 @pytest.mark.parametrize(("name", "groups"), [("bytes", 3), ("wide", 1), ("mixed", 0)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from soniq_kernels.activations import PER_ROW
 from soniq_kernels.triton_kernels import epilogue, one_bit, tensor_core, vector
 from soniq_kernels.triton_kernels.choice import B1, TENSOR_CORE, VECTOR, Choice, choose
 from soniq_kernels.triton_kernels.device_activations import DeviceActivations
@@ -71,4 +72,6 @@ def _operand(x: Any, weights: DeviceWeights) -> tuple[Any, Choice]:
     if isinstance(x, DeviceActivations):
         require_same_plan(x, weights)
         return x, choice
+    if len(x.shape) == 4 and weights.activation_scale == PER_ROW:  # one scale an image
+        return operand(x, weights), choice
     return one_bit.quantized(floats(x, weights), weights, choice), choice

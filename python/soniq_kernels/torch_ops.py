@@ -396,4 +396,4 @@ def _floats(x: Tensor) -> np.ndarray:
 
 def _expect_cpu(name: str, tensor: Tensor) -> None:
     if not tensor.is_cpu:
-        raise ValueError(f"{name} is on {tensor.device}, the soniq ops run on the CPU; move it with .cpu()")
+        raise ValueError(f"{name} is on {tensor.device} and the other operand on the CPU; move one of them")
