@@ -58,9 +58,9 @@ def same(got, expected, case=None):
 
 
 FACTORS = {
-    "a": list(TENSORS), "b": ["nothing", "float", *TENSORS], "channels": [1, 7, 33, 300],
-    "activation": [None, "relu", "relu6", ("hardtanh", -0.3, 0.7)], "first": [None, *TENSORS], "second": ["nothing", *TENSORS],
-    "scales": ["one", "per row"], "groups": [0, 1],
+    "a": list(TENSORS), "b": ["nothing", "float", "bytes", "wide"], "channels": [1, 7, 300],
+    "activation": [None, "relu", "relu6", ("hardtanh", -0.3, 0.7)], "first": [None, "bytes", "mixed", "wide"],
+    "second": ["nothing", "unsigned", "mixed"], "scales": ["one", "per row"], "groups": [0, 1],
 }  # fmt: skip
 
 
