@@ -14,6 +14,7 @@ import shakespeare_data
 import torch
 import torch.nn.functional as F
 import typer
+from comparison import Rows, to_float, verdict
 from experiment import Experiment, Recipe
 from runs import Store
 from torch import Tensor, nn
@@ -129,9 +130,17 @@ class Text:
         return round(float(sum(losses)) / self.test_next.numel(), 5)
 
 
+def goals(rows: Rows) -> list[tuple[str, str]]:
+    """What SONIQ should reach here, and what the runs say."""
+    return [
+        ("7 times smaller: at most FP32 + 0.01 nats", verdict(to_float(rows, "soniq-4", "loss"), 0.01, better=-1)),
+        ("2.5 bits: at most FP32 + 0.05 nats", verdict(to_float(rows, "soniq-2.3", "loss"), 0.05, better=-1)),
+    ]
+
+
 EXPERIMENT = Experiment(
     Store("char_gpt"), RECIPES, network, "char_gpt:network", "loss",
-    teacher_epochs=6, epochs=(1, 4, 1), teacher_rate=4e-3, rate=2e-3, batch=100,
+    teacher_epochs=6, epochs=(1, 4, 1), teacher_rate=4e-3, rate=2e-3, batch=100, goals=goals,
 )  # fmt: skip
 
 
@@ -140,12 +149,16 @@ def main(
     seed: Annotated[list[int] | None, typer.Option(help="may be repeated; default 0, 1 and 2")] = None,
     all_: Annotated[bool, typer.Option("--all", help="every recipe, the most important first")] = False,
     table: Annotated[bool, typer.Option("--table", help="write results.md and results.png")] = False,
+    epochs: Annotated[
+        int | None, typer.Option(help="of every recipe, for trials; results go to a folder of their own")
+    ] = None,
     data_path: Annotated[Path | None, typer.Option(help="folder with the texts")] = None,
     threads: Annotated[int, typer.Option(help="of torch")] = 1,
 ) -> None:
     """Train what is missing, then write the tables."""
-    names = EXPERIMENT.chosen(recipe, all_, table)
-    EXPERIMENT.command(lambda: Text(data_path), names, seed or [], table, threads)
+    experiment = EXPERIMENT.of_epochs(epochs)
+    names = experiment.chosen(recipe, all_, table)
+    experiment.command(lambda: Text(data_path), names, seed or [], table, threads)
 
 
 if __name__ == "__main__":

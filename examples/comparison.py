@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,13 @@ def table(rows: Rows, measure: str) -> str:
     """A line a recipe: mean and standard error over its seeds; the difference to FP32 is that of equal seeds."""
     lines = [["recipe", "inner bits", "network bits", "smaller by", measure, "minus FP32", "seeds", "planner µs", "CPU µs",
               "outputs", "mismatches"]]  # fmt: skip
-    base = {r["seed"]: r[measure] for r in rows.get("fp32", [])}
     for name, found in rows.items():
         if not found:
             lines.append([name, *["missing"] * (len(lines[0]) - 1)])
             continue
-        paired = [r[measure] - base[r["seed"]] for r in found if r["seed"] in base]
         lines.append([
             name, _average(found, "inner_bits"), _average(found, "network_bits"), _average(found, "compression") + "x",
-            _spread([r[measure] for r in found]), _spread(paired, "+"), ", ".join(str(r["seed"]) for r in found),
+            _spread(mean_and_error([r[measure] for r in found])), _spread(to_float(rows, name, measure), "+"), ", ".join(str(r["seed"]) for r in found),
             _average(found, "planner_us"), _average(found, "packed_cpu_us"), *_mismatches(found),
         ])  # fmt: skip
     return markdown(lines)
@@ -45,11 +43,10 @@ def _average(found: list[dict[str, Any]], key: str) -> str:
     return f"{np.mean(values):.2f}" if values else ""
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    if not values:
+def _spread(found: tuple[float, float] | None, sign: str = "") -> str:
+    if found is None:
         return "missing"
-    mean, error = mean_and_error(values)
-    return f"{mean:{sign}.3f}" + (f" ± {error:.3f}" if len(values) > 1 else "")
+    return f"{found[0]:{sign}.3f}" + (f" ± {found[1]:.3f}" if np.isfinite(found[1]) else "")
 
 
 def _mismatches(found: list[dict[str, Any]]) -> tuple[str, str]:
@@ -75,21 +72,32 @@ def curve(rows: Rows, family: str, measure: str, along: str = "inner_bits") -> n
     return np.array(sorted(points)).reshape(-1, 3)
 
 
-def below(rows: Rows, measure: str, along: str, better: int = 1) -> list[str]:
-    """Where SONIQ lies below the uniform networks by more than one standard error of the difference, by linear interpolation.
+def above(rows: Rows, measure: str, along: str) -> list[tuple[float, float, float]]:
+    """(bits or time, by how much SONIQ lies above the uniform networks there, standard error), by linear interpolation.
 
-    better: 1 where more is better, -1 where less is.
+    Points outside of the uniform curve are left out.
     """
     ours, theirs = curve(rows, "soniq", measure, along), curve(rows, "uniform", measure, along)
-    if len(theirs) < 2:
-        return ["missing"]
     found = []
     for at, mean, error in ours:
-        if theirs[0, 0] <= at <= theirs[-1, 0]:
+        if len(theirs) and theirs[0, 0] <= at <= theirs[-1, 0]:
             other, other_error = (np.interp(at, theirs[:, 0], theirs[:, i]) for i in (1, 2))
-            if better * (mean - other) < -np.hypot(error, other_error):
-                found.append(f"{at:.2f}: {mean - other:+.3f}")
+            found.append((float(at), float(mean - other), float(np.hypot(error, other_error))))
     return found
+
+
+def to_float(rows: Rows, recipe: str, measure: str) -> tuple[float, float] | None:
+    """Mean and standard error of what a recipe has more than FP32 of the same seed."""
+    base = {r["seed"]: r[measure] for r in rows.get("fp32", [])}
+    paired = [r[measure] - base[r["seed"]] for r in rows.get(recipe, []) if r["seed"] in base]
+    return mean_and_error(paired) if paired else None
+
+
+def verdict(found: tuple[float, float] | None, limit: float, better: int = 1) -> str:
+    """The difference, and whether it keeps the limit; better: 1 where more is better, -1 where less is."""
+    if found is None:
+        return "missing"
+    return f"{found[0]:+.3f} ± {found[1]:.3f}: {'yes' if better * (found[0] - limit) >= 0 else 'no'}"
 
 
 def picture(rows: Rows, measure: str, file: Path) -> None:
@@ -112,24 +120,33 @@ def picture(rows: Rows, measure: str, file: Path) -> None:
 
 
 def write_tables(
-    store: Store, recipes: Sequence[str], measure: str, notes: Sequence[str] = (), goals=None
+    store: Store, recipes: Sequence[str], measure: str, goals: Callable[[Rows], Sequence[tuple[str, str]]]
 ) -> list[Path]:
-    """results.md and results.png beside the results; the two paths. goals: rows -> lines of (goal, figure)."""
+    """results.md and results.png beside the results; the two paths. goals: lines of (goal, what was found)."""
     results = store.all()
     rows = by_recipe(results, recipes)
     folder = store.results / store.name
     folder.mkdir(parents=True, exist_ok=True)
     picture(rows, measure, folder / "results.png")
-    lines = [f"# {store.name}", "", table(rows, measure), "", *notes]
-    if goals is not None:
-        lines += ["", markdown([["goal", "found"], *goals(rows)])]
-    commands = sorted({r["command"] for r in results})
-    machines = sorted(
-        {f"{r['machine']['processor']}, {r['machine']['isa']}, torch {r['machine']['torch']}" for r in results}
-    )
-    cpu = sum(r["cpu_seconds"] for r in results)
-    lines += ["", "![accuracy over bits and time](results.png)", "", f"Made by {'; '.join(f'`{c}`' for c in commands)} on "
-              f"{'; '.join(machines)}; {cpu / 60:.0f} CPU minutes of training in all."]  # fmt: skip
+    missing = len(SEEDS) * len(rows) - sum(r["seed"] in SEEDS for found in rows.values() for r in found)
+    parts = [
+        f"# {store.name}",
+        "What the recipes are: [docs/experiments.md](../../../docs/experiments.md). A figure without an error is of one seed; "
+        f"{missing} of {len(SEEDS) * len(rows)} runs are missing.",
+        table(rows, measure),
+        markdown([["goal", "found"], *goals(rows)]),
+        "![over bits and over time](results.png)",
+        _made_by(results),
+    ]
     page = folder / "results.md"
-    page.write_text("\n".join(lines) + "\n")
+    page.write_text("\n\n".join(parts) + "\n")
     return [page, folder / "results.png"]
+
+
+def _made_by(results: Sequence[dict[str, Any]]) -> str:
+    machines = {tuple(r["machine"][key] for key in ("processor", "isa", "torch", "threads")) for r in results}
+    text = [f"{cpu}, {isa}, torch {torch}, {threads} thread(s)" for cpu, isa, torch, threads in sorted(machines)]
+    minutes = sum(r["cpu_seconds"] for r in results) / 60
+    return (
+        f"Machine: {'; '.join(text)}. {minutes:.0f} CPU minutes of training in all; each run's command is in its file."
+    )

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from comparison import SEEDS, write_tables
+from comparison import SEEDS, Rows, write_tables
 from runs import Progress, Stage, Store, Task, command_line, console, evidence, machine, sizes, train
 from torch import Tensor, nn
 
@@ -57,7 +57,7 @@ class Experiment:
     """One network on one task.
 
     factory: "module:function" that makes the float network. epochs: noise, exact, folded (at a tenth of the rate).
-    batch: of the proof. bits_rate: of the precisions.
+    batch: of the proof. bits_rate: of the precisions. goals: (goal, what was found) of the runs that are there.
     """
 
     store: Store
@@ -71,7 +71,17 @@ class Experiment:
     rate: float = 3e-3
     bits_rate: float = 5e-2
     batch: int = 500
-    notes: list[str] = field(default_factory=list)
+    goals: Callable[[Rows], list[tuple[str, str]]] = field(default=lambda rows: [])
+
+    def of_epochs(self, count: int | None) -> Experiment:
+        """The same with so many epochs of everything behind the teacher, and a store of its own. Raises SystemExit below 3."""
+        if count is None:
+            return self
+        if count < 3:
+            raise SystemExit(f"got --epochs {count}, expected 3 at least: noise, exact and folded")
+        noise = folded = max(1, count // 6)
+        store = replace(self.store, name=f"{self.store.name}_{count}_epochs")
+        return replace(self, store=store, epochs=(noise, count - noise - folded, folded))
 
     # --- how a recipe spends its epochs
 
@@ -142,7 +152,7 @@ class Experiment:
         for index, (name, seed) in enumerate(wanted):
             console.print(f"run {index + 1} of {len(wanted)}: {name} seed {seed}")
             self.run(name, seed, loaded)
-        files = write_tables(self.store, list(self.recipes), self.measure, self.notes) if table else []
+        files = write_tables(self.store, list(self.recipes), self.measure, self.goals) if table else []
         for file in files:
             console.print(f"wrote {file}")
         return files

@@ -6,14 +6,17 @@ epoch. `--table` writes results.md and results.png from the runs that are there.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import demo_training
+import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from comparison import Rows, above, curve, to_float, verdict
 from demo_data import fashion_mnist
 from experiment import Experiment, Recipe
 from runs import Store
@@ -42,9 +45,25 @@ RECIPES = {  # the most important first
 }
 
 
+DEEP_RECIPES = {  # 269,824 inner weights and 784 at 8 bits: 1.98 bits inside are 2.0 over the whole network
+    "teacher": Recipe("teacher"),
+    "fp32": Recipe("fp32"),
+    "soniq-1.98": Recipe("soniq", (1, 4), 1.98),
+    "uniform-2": Recipe("uniform", (2, 2), 2),
+}
+
+
 def network() -> nn.Module:
     """The float network: convolutions 1-32-64-64 with batch norm and ReLU, average pool, Linear; 58,144 weights."""
     return demo_training.network(28).to(memory_format=torch.channels_last)
+
+
+def deep_network() -> nn.Module:
+    """ResNet-20 for grey images (benchmarks/models.py)."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    from benchmarks.models import resnet20
+
+    return resnet20(channels=1).to(memory_format=torch.channels_last)
 
 
 class Images:
@@ -94,9 +113,41 @@ class Images:
         return round(100 * float((answers == self.test_labels).float().mean()), 2)
 
 
+def goals(rows: Rows) -> list[tuple[str, str]]:
+    """What SONIQ should reach here, and what the runs say."""
+    found = [
+        ("2 bits within 0.3 points of FP32", verdict(to_float(rows, "soniq-2", "accuracy"), -0.3)),
+        ("4 bits at or above FP32", verdict(to_float(rows, "soniq-4", "accuracy"), 0)),
+    ]
+    for along, unit in (("inner_bits", "bits"), ("planner_us", "µs")):
+        points = above(rows, "accuracy", along)
+        text = ", ".join(f"{at:.2f} {unit}: {more:+.2f} ± {error:.2f}" for at, more, error in points)
+        found.append((f"not below uniform at equal {unit} by more than a standard error", text or "missing"))
+    return [*found, ("between 1 and 2 bits above uniform by a third of its gap", _of_gap(rows))]
+
+
+def _of_gap(rows: Rows) -> str:
+    """How much of the uniform networks' gap from 1 to 2 bits SONIQ is above the line between them."""
+    uniform = curve(rows, "uniform", "accuracy")
+    gap = np.interp(2, *uniform[:, :2].T) - np.interp(1, *uniform[:, :2].T) if len(uniform) > 1 else 0.0
+    points = [(at, more / gap) for at, more, _ in above(rows, "accuracy", "inner_bits") if 1 < at < 2 and gap > 0]
+    return ", ".join(f"{at:.2f} bits: {share:+.2f} of it" for at, share in points) or "missing"
+
+
+def deep_goals(rows: Rows) -> list[tuple[str, str]]:
+    """The same for ResNet-20."""
+    return [("2 bits over the whole network within 0.3 points of FP32",
+             verdict(to_float(rows, "soniq-1.98", "accuracy"), -0.3))]  # fmt: skip
+
+
 EXPERIMENT = Experiment(
-    Store("fashion_mnist"), RECIPES, network, "fashion_mnist:network", "accuracy", teacher_epochs=6, epochs=(1, 4, 1)
-)
+    Store("fashion_mnist"), RECIPES, network, "fashion_mnist:network", "accuracy",
+    teacher_epochs=6, epochs=(1, 4, 1), goals=goals,
+)  # fmt: skip
+DEEP = Experiment(
+    Store("fashion_mnist_resnet20"), DEEP_RECIPES, deep_network, "fashion_mnist:deep_network", "accuracy",
+    teacher_epochs=12, epochs=(2, 8, 2), goals=deep_goals,
+)  # fmt: skip
 
 
 def main(
@@ -104,12 +155,19 @@ def main(
     seed: Annotated[list[int] | None, typer.Option(help="may be repeated; default 0, 1 and 2")] = None,
     all_: Annotated[bool, typer.Option("--all", help="every recipe, the most important first")] = False,
     table: Annotated[bool, typer.Option("--table", help="write results.md and results.png")] = False,
+    epochs: Annotated[
+        int | None, typer.Option(help="of every recipe, for trials; results go to a folder of their own")
+    ] = None,
+    resnet20: Annotated[
+        bool, typer.Option("--resnet20", help="ResNet-20 in place of the small CNN: an hour a run")
+    ] = False,
     data_path: Annotated[Path | None, typer.Option(help="folder with the four files of Fashion-MNIST")] = None,
     threads: Annotated[int, typer.Option(help="of torch")] = 1,
 ) -> None:
     """Train what is missing, then write the tables."""
-    names = EXPERIMENT.chosen(recipe, all_, table)
-    EXPERIMENT.command(lambda: Images(data_path), names, seed or [], table, threads)
+    experiment = (DEEP if resnet20 else EXPERIMENT).of_epochs(epochs)
+    names = experiment.chosen(recipe, all_, table)
+    experiment.command(lambda: Images(data_path), names, seed or [], table, threads)
 
 
 if __name__ == "__main__":
