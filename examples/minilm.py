@@ -45,9 +45,9 @@ console = Console(highlight=False)
 def main(
     weights: Annotated[Path | None, typer.Option(help="folder with model.safetensors and tokenizer.json")] = None,
     texts: Annotated[Path | None, typer.Option(help="folder with works as *_gut.txt")] = None,
-    steps: Annotated[int, typer.Option(help="of distillation")] = 200,
-    calibration: int = 128,
-    tested: int = 256,
+    steps: Annotated[int, typer.Option(help="of distillation")] = 100,
+    calibration: int = 96,
+    tested: int = 64,
     only: Annotated[str, typer.Option(help="one run")] = "",
     time_it: Annotated[bool, typer.Option("--time", help="time what was packed, beside INT8")] = False,
 ) -> None:
