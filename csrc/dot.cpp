@@ -11,7 +11,8 @@
 // so that unpacking is one shift and one mask per field and row, and p bits a weight is all that memory holds.
 //
 // Where an instruction takes two columns by two rows (DotFamily::pairs), bytes keep their packing and change their places:
-// two rows of the unpacked unit hold 8 codes a column, and activations are prepared so that two rows share 16 bytes.
+// two rows of the unpacked unit hold 8 codes a column, and activations are prepared so that two rows share 16 bytes. Where words
+// are multiplied, the second and the third of four codes change places: their first two are then the even bytes.
 #include <algorithm>
 #include <cstring>
 
@@ -20,9 +21,12 @@
 namespace soniq {
 namespace {
 
+bool has_words(const DotFamily& dot, int form) { return dot.expand[form] && !dot.pairs; }
+
 void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily& dot, int first_k, uint8_t flip,
                uint8_t* out) {
   const int bits = weights.w_bits, row_bytes = dot.columns * 4;
+  const bool swapped = has_words(dot, dot.form(bits, weights.a_bits));
   const int together = dot.pairs ? 8 : 4, rows = together / 4, columns = dot.columns / rows;
   int position = bits;
   for (int field = 8; field >= 1; field /= 2) {
@@ -36,7 +40,7 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily&
         for (int i = 0; i < together; ++i) {
           // What no weight stands at is 0, not -128, so that it adds nothing to a neighbour's codes.
           const int64_t output = first_output + j % rows * columns + column;
-          const int k = first_k + j / rows * together + i;
+          const int k = first_k + j / rows * together + (swapped && (i == 1 || i == 2) ? 3 - i : i);
           const int code = weights.at(output, k) ^ (weights.has(output, k) ? flip : 0);
           packed[column * together + i] |= uint8_t(((code >> position) & mask) << place);
         }
@@ -48,7 +52,7 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily&
 class DotSegment final : public SegmentKernel {
  public:
   DotSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
-      : SegmentKernel(weights, taps, tier, brick_shape(weights, *tier.table->dot)),
+      : SegmentKernel(weights, taps, tier, brick_shape(*tier.table->dot)),
         dot_(*tier.table->dot),
         bits_(weights.w_bits),
         form_(dot_.form(weights.w_bits, weights.a_bits)),
@@ -79,13 +83,13 @@ class DotSegment final : public SegmentKernel {
   }
 
   void prepare_pixels(const uint8_t* codes, int pixels, int ahead, uint8_t* out, int64_t) const override {
-    const int count = pixels * pixel_codes();
+    const int count = pixels * pixel_codes(), units = (count + kUnit - 1) / kUnit;
     if (!dot_.expand[form_]) {
       std::memcpy(out, codes, count);
       return;
     }
-    dot_.expand[form_](codes, count / kUnit, out);
-    if (dot_.pairs) dot_.expand[form_](codes + ahead * pixel_codes(), count / kUnit, out + 8);
+    dot_.expand[form_](codes, units, out);
+    if (dot_.pairs) dot_.expand[form_](codes + ahead * pixel_codes(), units, out + 8);
     tier_.counters.expand.add(1);
   }
   int64_t prepared_codes_bytes(int codes) const override { return dot_.expand[form_] ? 2 * codes : codes; }
@@ -99,26 +103,26 @@ class DotSegment final : public SegmentKernel {
       pack_unit(weights, first_output, dot_, k, flipped_ ? 0x80 : 0, out);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used, int shift, uint32_t* sums,
                       int64_t) const override {
-    if (rows.rows <= dot_.few_rows && rows.run == rows.rows && !(taps() && dot_.expand[form_])) {
+    if (rows.rows <= dot_.few_rows && rows.run == rows.rows && !(taps().any() && dot_.expand[form_])) {
       dot_.few[form_][bits_][rows.rows](weights, rows.first, rows.stride, codes, sums, shift);
       tier_.counters.few[form_][bits_][rows.rows].add(1);
       return;
     }
     const uint8_t* bytes = unpacked(weights, codes / kUnit);
+    const int k = (used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
     const auto& tile = dot_.tile[form_];
     const int64_t stride = dot_.pairs ? 2 * rows.stride : rows.stride;
     each_tile(rows, tile_rows(), tier_.counters.tile[form_], [&](int row, int n, const uint8_t* activations) {
-      tile[n](bytes, activations, stride, codes, sums + int64_t(row) * dot_.columns, shift);
+      tile[n](bytes, activations, stride, k, sums + int64_t(row) * dot_.columns, shift);
     });
   }
 
  private:
-  // Words stand by units of 32 codes; bytes by steps of 4.
-  static BrickShape brick_shape(const CodeMatrix& weights, const DotFamily& dot) {
-    const bool words = dot.expand[dot.form(weights.w_bits, weights.a_bits)] != nullptr;
-    return {dot.columns, dot.columns, kUnit, kBlock, words ? kUnit : 4};
+  // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
+  static BrickShape brick_shape(const DotFamily& dot) {
+    return {dot.columns, dot.columns, kUnit, kBlock, dot.pairs ? kUnit : 1};
   }
   bool expands(int rows) const { return dot_.expand[form_] && rows > dot_.few_rows; }
   // Where the codes of a row of a block of `rows` rows begin.

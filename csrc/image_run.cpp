@@ -10,6 +10,11 @@
 //   of position 1, stride 1:              |---------- a run -----------|
 //
 // A run is padded to the family's unit by weights of 0, which meet the next pixel's codes and add nothing.
+//
+// Few channels (Taps::tall): a line is made for each output line, of columns of as many pixels as the kernel has rows, and
+// there is one run for a position:
+//
+//   | 0,0  1,0  2,0 | 0,1  1,1  2,1 | 0,2  1,2  2,2 | ...        row of the kernel, column of the image: a pixel's channels
 #include <algorithm>
 #include <cstring>
 
@@ -40,7 +45,10 @@ class ImageRun {
       : layer_(layer),
         codes_(codes),
         g_(geometry),
-        pixels_((g_.out_w - 1) * g_.stride_w + layer.shape().kernel_w),
+        taps_(layer.kernel(0, 0).taps()),
+        stride_h_(taps_.tall ? 1 : g_.stride_h),
+        dilation_h_(taps_.tall ? 1 : g_.dilation_h),
+        pixels_((g_.out_w - 1) * g_.stride_w + taps_.w),
         columns_(layer.kernel(0, 0).panel_columns()),
         panels_(panels_of_span(layer)),
         border_(layer.border(geometry)),
@@ -53,6 +61,7 @@ class ImageRun {
       lines.line_bytes = kernel.prepared_codes_bytes(pixels_ * lines.codes);
       lines.factor = layer.row_factor(s);
     }
+    if (taps_.tall) zeros_.assign(size_t(g_.in_w) * layer.shape().channels + kFewChannels, 0);
   }
 
   // Output lines are numbered through all images.
@@ -68,26 +77,26 @@ class ImageRun {
   }
 
  private:
-  int input_lines(int lines) const {
-    return (lines - 1) * g_.stride_h + (layer_.shape().kernel_h - 1) * g_.dilation_h + 1;
-  }
+  // Prepared lines that output lines read.
+  int lines_read(int lines) const { return (lines - 1) * stride_h_ + (taps_.lines() - 1) * dilation_h_ + 1; }
   int lines_of_block() const {
     int64_t bytes = 1;
     for (int s = 0; s < layer_.segments(); ++s) bytes += lines_[s].line_bytes * layer_.kernel(0, s).prepared_parts();
-    const int64_t fit = kPreparedBytes / bytes, halo = input_lines(1);
-    return fit <= halo ? 1 : int((fit - halo) / g_.stride_h) + 1;
+    const int64_t fit = kPreparedBytes / bytes, halo = lines_read(1);
+    return fit <= halo ? 1 : int((fit - halo) / stride_h_) + 1;
   }
 
   // ---- pixels ------------------------------------------------------------------------------------------------------
   void prepare(int image, int first_oh, int count) {
     static thread_local AlignedBytes prepared[kMaxSegments];
-    const int lines = input_lines(count), first = first_oh * g_.stride_h - g_.pad_top;
+    const int lines = lines_read(count), first = first_oh * g_.stride_h - g_.pad_top;
     pixel_terms_.assign(size_t(lines) * pixels_, 0);
     for (int s = 0; s < layer_.segments(); ++s) {
       if (lines_[s].channels == 0) continue;
       lines_[s].part_stride = lines * lines_[s].line_bytes + kPixelSlack;
       lines_[s].prepared = scratch(prepared[s], lines_[s].part_stride * layer_.kernel(0, s).prepared_parts());
-      for (int line = 0; line < lines; ++line) prepare_line(s, image, first + line, line);
+      for (int line = 0; line < lines; ++line)
+        prepare_line(s, image, first + line * (taps_.tall ? g_.stride_h : 1), line);
     }
   }
 
@@ -95,8 +104,8 @@ class ImageRun {
   void prepare_line(int s, int image, int h, int line) {
     const SegmentKernel& kernel = layer_.kernel(0, s);
     uint8_t* out = lines_[s].prepared + line * lines_[s].line_bytes;
-    if (h >= 0 && h < g_.in_h) {
-      const uint8_t* padded = padded_line(lines_[s], codes_ + (int64_t(image) * g_.in_h + h) * line_codes());
+    if (taps_.tall || in_image(h)) {
+      const uint8_t* padded = padded_line(lines_[s], image, h);
       add_pixel_terms(lines_[s], padded, pixel_terms_.data() + int64_t(line) * pixels_);
       kernel.prepare_pixels(padded, pixels_, g_.stride_w, out, lines_[s].part_stride);
     } else {
@@ -105,30 +114,56 @@ class ImageRun {
     }
   }
 
-  int64_t line_codes() const { return int64_t(g_.in_w) * layer_.shape().channels; }
+  bool in_image(int h) const { return h >= 0 && h < g_.in_h; }
 
-  // The segment's channels of every pixel that taps read, zeros beside them, and behind the last one.
-  const uint8_t* padded_line(const Lines& lines, const uint8_t* codes) {
+  // The segment's channels of every pixel that taps read, or of every column of them, zeros beside them, and behind the last one.
+  const uint8_t* padded_line(const Lines& lines, int image, int h) {
     const int64_t size = int64_t(pixels_ + g_.stride_w) * lines.codes + kPixelSlack;
     padded_.assign(size_t(size), 0);
-    const int first = std::max(0, -first_pixel()), end = std::min(pixels_, g_.in_w - first_pixel());
-    for (int pixel = first; pixel < end; ++pixel)
-      copy_codes(padded_.data() + int64_t(pixel) * lines.codes,
-                 codes + int64_t(first_pixel() + pixel) * layer_.shape().channels + lines.first_channel,
-                 lines.channels);
+    const int count = std::min(pixels_ - g_.pad_left, g_.in_w);
+    uint8_t* to = padded_.data() + int64_t(g_.pad_left) * lines.codes;
+    if (taps_.tall) {
+      copy_columns(image, h, count, lines.codes, to);
+    } else {
+      const int64_t channels = layer_.shape().channels;
+      const uint8_t* from = codes_ + line_at(image, h) + lines.first_channel;
+      for (int pixel = 0; pixel < count; ++pixel, from += channels, to += lines.codes)
+        copy_codes(to, from, lines.channels);
+    }
     return padded_.data();
   }
-  int first_pixel() const { return -g_.pad_left; }
+  int64_t line_at(int image, int h) const {
+    return (int64_t(image) * g_.in_h + h) * g_.in_w * layer_.shape().channels;
+  }
 
+  // Eight bytes at once, of which the next pixel's, which come later, overwrite the excess.
+  void copy_columns(int image, int h, int count, int codes, uint8_t* to) {
+    const int channels = layer_.shape().channels, safe = count - kFewChannels / channels - 1;
+    rows_.clear();
+    for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h)
+      rows_.push_back(in_image(h) ? codes_ + line_at(image, h) : zeros_.data());
+    for (int pixel = 0; pixel < count; ++pixel, to += codes - taps_.h * channels)
+      for (const uint8_t* row : rows_) {
+        const uint8_t* from = row + int64_t(pixel) * channels;
+        if (pixel < safe)
+          std::memcpy(to, from, kFewChannels);
+        else
+          copy_codes(to, from, channels);
+        to += channels;
+      }
+  }
+
+  // Of the codes of a pixel; of columns, at each pixel that a position begins at, those of all columns that it reads.
   void add_pixel_terms(const Lines& lines, const uint8_t* padded, uint32_t* terms) {
     if (lines.factor == 0) return;
     const Tier& tier = tier_with(layer_.tier(), &KernelTable::sum_bytes);
-    const int vector = lines.codes / 8 * 8;
-    for (int pixel = 0; pixel < pixels_; ++pixel, padded += lines.codes) {
+    const int step = taps_.tall ? g_.stride_w : 1, codes = taps_.tall ? taps_.w * lines.codes : lines.codes;
+    const int vector = codes / 8 * 8, end = taps_.tall ? (g_.out_w - 1) * step + 1 : pixels_;
+    for (int pixel = 0; pixel < end; pixel += step, padded += step * lines.codes) {
       uint32_t sum = 0;
       for (int k = 0; k < vector; k += kBlock)
         sum += uint32_t(tier.table->sum_bytes(padded + k, std::min(kBlock, vector - k)));
-      for (int k = vector; k < lines.codes; ++k) sum += padded[k];
+      for (int k = vector; k < codes; ++k) sum += padded[k];
       terms[pixel] += lines.factor * sum;
     }
     tier.counters.sum_bytes.add(1);
@@ -155,13 +190,13 @@ class ImageRun {
     const Lines& from = lines_[s];
     const int64_t pixel_bytes = layer_.kernel(0, s).prepared_codes_bytes(from.codes);
     const uint8_t* first =
-        from.prepared + int64_t(line) * g_.stride_h * from.line_bytes + ow * g_.stride_w * pixel_bytes;
+        from.prepared + int64_t(line) * stride_h_ * from.line_bytes + ow * g_.stride_w * pixel_bytes;
     return {first,
             lines * width,
             width,
             g_.stride_w * pixel_bytes,
-            g_.stride_h * from.line_bytes,
-            g_.dilation_h * from.line_bytes,
+            stride_h_ * from.line_bytes,
+            dilation_h_ * from.line_bytes,
             from.part_stride};
   }
 
@@ -183,10 +218,10 @@ class ImageRun {
     row_terms_.assign(size_t(lines) * width, 0);
     uint32_t* term = row_terms_.data();
     for (int i = line; i < line + lines; ++i, term += width)
-      for (int kh = 0; kh < layer_.shape().kernel_h; ++kh) {
+      for (int kh = 0; kh < taps_.lines(); ++kh) {
         const uint32_t* pixels =
-            pixel_terms_.data() + (int64_t(i) * g_.stride_h + kh * g_.dilation_h) * pixels_ + ow * g_.stride_w;
-        for (int kw = 0; kw < layer_.shape().kernel_w; ++kw)
+            pixel_terms_.data() + (int64_t(i) * stride_h_ + kh * dilation_h_) * pixels_ + ow * g_.stride_w;
+        for (int kw = 0; kw < (taps_.tall ? 1 : taps_.w); ++kw)
           for (int j = 0; j < width; ++j) term[j] += pixels[kw + j * g_.stride_w];
       }
   }
@@ -194,13 +229,17 @@ class ImageRun {
   const Layer& layer_;
   const uint8_t* codes_;
   const Geometry& g_;
-  const int pixels_;   // of a line that taps read
-  const int columns_;  // of a panel
-  const int panels_;   // of a span
+  const Taps taps_;
+  const int stride_h_, dilation_h_;  // in prepared lines
+  const int pixels_;                 // of a line that taps read
+  const int columns_;                // of a panel
+  const int panels_;                 // of a span
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];
   std::vector<uint8_t> padded_;
+  std::vector<uint8_t> zeros_;        // a line of the padding
+  std::vector<const uint8_t*> rows_;  // of the image, that a line of columns is made of
   std::vector<uint32_t> pixel_terms_, row_terms_;
 };
 

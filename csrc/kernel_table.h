@@ -115,11 +115,11 @@ using SumCodesFn = void (*)(const uint8_t* const* taps, int count, int64_t n, in
 //
 // Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (dot.cpp draws it).
 using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
-// Codes of one row to 16-bit words: of every unit of 32 codes the even ones, then the odd ones. Or, for `pairs`, 8 codes to
-// the first half of every 16 bytes: the other half is its neighbour's.
+// Codes of one row to 16-bit words. Or, for `pairs`, 8 codes to the first half of every 16 bytes: the other half is its
+// neighbour's.
 using ExpandFn = void (*)(const uint8_t* codes, int units, uint8_t* words);
 constexpr int kExpandStride = 2 * kRowStride;  // bytes between two rows of words, or two pairs of rows
-// sums += (`rows` rows of gathered codes, or of words, x the panel) << shift; k is a multiple of kUnit, and not 0.
+// sums += (`rows` rows of gathered codes, or of words, x the panel) << shift; k is a multiple of the form's step, and not 0.
 // The rows stand row_stride bytes apart.
 using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k,
                            uint32_t* sums, int shift);
@@ -132,6 +132,7 @@ struct DotFamily {
   int forms;                // ways to multiply; which one is exact depends on the widths
   int rate[kMaxDotForms];   // [form] products a cycle, to compare families with (csrc/README.md)
   int tile_rows[kMaxDotForms];
+  int step[kMaxDotForms];   // codes that a tile multiplies at once
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);
   UnpackFn unpack[9];                              // by bits, 1..8; null: the packed panel is the byte panel

@@ -93,7 +93,7 @@ class Layer {
   int64_t panel_bytes() const;
 
   bool has_kernels() const { return !kernels_.empty(); }
-  bool shares_pixels() const { return has_kernels() && kernel(0, 0).taps(); }
+  bool shares_pixels() const { return has_kernels() && kernel(0, 0).taps().any(); }
   const SegmentKernel& kernel(int group, int segment) const { return *kernels_[group * segments() + segment]; }
   int segments() const { return int(shape_.segments.size()); }
   // log2 of the factor that S of this segment carries in the integer result.
@@ -110,6 +110,7 @@ class Layer {
   Family choose_family();
   std::shared_ptr<const BorderTable> make_border(const Geometry& geometry) const;
   void build_kernels(const uint8_t* const* streams, const std::vector<Family>& families, const Taps& taps);
+  bool has_few_channels() const;
   bool mostly_padding() const;
   void copy_streams(const uint8_t* const* streams);
   void sum_taps(const uint8_t* const* streams);

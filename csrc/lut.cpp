@@ -83,7 +83,7 @@ class LutSegment final : public SegmentKernel {
                                                     nibble(weights, first_output + column, k + 16 + 4 * t, plane) << 4);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int, int shift, uint32_t* sums,
                       int64_t panel_sums) const override {
     for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
       const uint8_t* read = what_tiles_read(weights, codes / kUnit, rows.rows);
@@ -116,8 +116,8 @@ class LutSegment final : public SegmentKernel {
     return bits;
   }
 
-  bool few(int rows) const { return rows <= family_.few_rows && !taps(); }
-  bool paired_pixels() const { return taps() && parts_[0].bits == family_.paired_bits; }
+  bool few(int rows) const { return rows <= family_.few_rows && !taps().any(); }
+  bool paired_pixels() const { return taps().any() && parts_[0].bits == family_.paired_bits; }
   int rows_of_table(const CodePart& part, int rows) const {
     return !few(rows) && part.bits == family_.paired_bits ? 2 : 1;
   }

@@ -76,7 +76,7 @@ class Lut6Segment final : public SegmentKernel {
               weight_bits(weights, first_output + column, first_k + k, std::min(family_.codes, codes - k), plane);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int, int shift, uint32_t* sums,
                       int64_t panel_sums) const override {
     for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
       PreparedRows tables = rows;

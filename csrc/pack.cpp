@@ -38,20 +38,22 @@ SegmentKernel::SegmentKernel(const CodeMatrix& weights, const Taps& taps, const 
       shape_(shape),
       taps_(taps),
       k_(weights.k),
-      pixel_codes_(taps.any() ? div_up(weights.k / (taps.h * taps.w), shape.pixel) * shape.pixel : 0),
-      k_padded_(taps.any() ? taps.h * div_up(taps.w * pixel_codes_, shape.unit) * shape.unit
+      pixel_codes_(taps.any() ? div_up(weights.k / taps.count() * taps.pixels_in_one(), shape.pixel) * shape.pixel : 0),
+      k_padded_(taps.any() ? taps.lines() * div_up(taps.w * pixel_codes_, shape.unit) * shape.unit
                            : div_up(weights.k, shape.unit) * shape.unit),
       bricks_(div_up(weights.outputs, shape.columns)),
       bricks_together_(std::max(1, kPanelsTogether * shape.panel / shape.columns)) {}
 
 // One piece a block and line. A line is a row of the kernel, or all of K in blocks that are a line each.
 void SegmentKernel::cut() {
-  const int lines = taps_.any() ? taps_.h : 1, line_codes = k_padded_ / lines;
+  const int lines = taps_.any() ? taps_.lines() : 1, line_codes = k_padded_ / lines;
+  const int line_used = taps_.any() ? taps_.w * pixel_codes_ : k_;
   for (int line = 0; line < lines; ++line)
     for (int at = 0; at < line_codes; at += shape_.block) {
       const int codes = std::min(shape_.block, line_codes - at);
       pieces_.push_back(
-          {line * line_codes + at, codes, taps_.any() ? line : at / shape_.block, taps_.any() ? at : 0, column_bytes_});
+          {line * line_codes + at, codes, std::min(codes, line_used - at), taps_.any() ? line : at / shape_.block,
+           taps_.any() ? at : 0, column_bytes_});
       column_bytes_ += brick_bytes(codes);
     }
 }
@@ -59,10 +61,10 @@ void SegmentKernel::cut() {
 // Of every packed position the code of a row of weights, [tap][channel]; -1 where a pixel or a line is padded.
 std::vector<int32_t> SegmentKernel::order() const {
   std::vector<int32_t> order(k_padded_, -1);
-  const int channels = k_ / (taps_.h * taps_.w), line_codes = k_padded_ / taps_.h;
-  for (int tap = 0; tap < taps_.h * taps_.w; ++tap)
+  const int channels = k_ / taps_.count(), row_codes = taps_.tall ? channels : k_padded_ / taps_.h;
+  for (int tap = 0; tap < taps_.count(); ++tap)
     for (int c = 0; c < channels; ++c)
-      order[tap / taps_.w * line_codes + tap % taps_.w * pixel_codes_ + c] = tap * channels + c;
+      order[tap / taps_.w * row_codes + tap % taps_.w * pixel_codes_ + c] = tap * channels + c;
   return order;
 }
 
@@ -91,7 +93,7 @@ void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, in
       PreparedRows at = rows;
       at.first += piece.line * rows.line_stride + prepared_codes_bytes(piece.codes_before);
       for (int brick = 0; brick < bricks_of_group(group); ++brick)
-        multiply_brick(bytes_.data() + brick_offset(group, piece, brick), at, piece.codes, shift,
+        multiply_brick(bytes_.data() + brick_offset(group, piece, brick), at, piece.codes, piece.used, shift,
                        sums + brick * panels_of_brick * panel_sums, panel_sums);
     }
   }
@@ -159,7 +161,7 @@ Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, 
   if (family_ == Family::depthwise) depthwise_ = std::make_unique<DepthwiseWeights>(shape_, streams, *kernel_tier_);
   if (family_ == Family::dot) {
     if (share_pixels && shape_.groups == 1 && shape_.taps() > 1)
-      build_kernels(streams, families, {shape_.kernel_h, shape_.kernel_w});
+      build_kernels(streams, families, {shape_.kernel_h, shape_.kernel_w, has_few_channels()});
     if (!shares_pixels() || mostly_padding()) build_kernels(streams, families, {});
   }
   if (family_ != Family::reference) sum_taps(streams);
@@ -203,6 +205,10 @@ void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Famil
   family_ = kernels_[0]->family();
   kernel_tier_ = &kernels_[0]->tier();
 }
+
+// A row of the kernel is then a short run, at whose ends the sums would be written and read again. Pixels of columns are
+// prepared once for every row of the kernel instead.
+bool Layer::has_few_channels() const { return shape_.segments.size() == 1 && shape_.channels <= kFewChannels; }
 
 // Few channels in pixels that are padded to a register, say: products with zeros cost more than gathering does.
 bool Layer::mostly_padding() const {

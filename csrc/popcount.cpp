@@ -76,7 +76,7 @@ class PopcountSegment final : public SegmentKernel {
           *words++ = plane_word(weights, first_output + column, k, plane);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int, int shift, uint32_t* sums,
                       int64_t) const override {
     for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(codes)) {
       PreparedRows plane = rows;

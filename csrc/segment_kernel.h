@@ -39,10 +39,16 @@ struct CodeMatrix {
 };
 
 // The taps of a layer whose activations are prepared pixel by pixel (image_run.cpp): a row of the kernel reads neighbouring
-// pixels, one run of memory. 0 x 0: a layer whose rows are gathered.
+// pixels, one run of memory. 0 x 0: a layer whose rows are gathered. `tall`: the pixels of a column of the kernel are one,
+// [row of the kernel][channel], so that few channels make a run that is worth a tile's while.
+constexpr int kFewChannels = 8;
 struct Taps {
   int h = 0, w = 0;
+  bool tall = false;
   bool any() const { return h > 0; }
+  int count() const { return h * w; }
+  int lines() const { return tall ? 1 : h; }                 // that a position reads
+  int pixels_in_one() const { return tall ? h : 1; }
 };
 
 // Rows of prepared activations, a multiple of `run` of them: those of a run stand `stride` bytes apart.
@@ -94,7 +100,7 @@ class SegmentKernel {
   virtual int64_t prepared_codes_bytes(int codes) const = 0;  // of one part, a whole number of units or of pixels
   virtual int prepared_parts() const { return 1; }
   int pixel_codes() const { return pixel_codes_; }
-  bool taps() const { return taps_.any(); }
+  const Taps& taps() const { return taps_; }
 
   // sums[panel][rows][columns of a panel] += sums of products of codes, shifted left; panels stand panel_sums apart.
   // `first` is a multiple of panels_together().
@@ -118,8 +124,9 @@ class SegmentKernel {
   virtual int64_t brick_bytes(int codes) const = 0;
   virtual void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
                           uint8_t* out) const = 0;
-  virtual void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int shift, uint32_t* sums,
-                              int64_t panel_sums) const = 0;
+  // The first `used` of the brick's codes have weights.
+  virtual void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used, int shift,
+                              uint32_t* sums, int64_t panel_sums) const = 0;
   // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them.
   template <class Counts, class Body>
   static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body) {
@@ -137,7 +144,7 @@ class SegmentKernel {
  private:
   // A part of K whose weights are one brick: a block, or with taps what a row of the kernel reads of neighbouring pixels.
   struct Piece {
-    int first_position, codes;
+    int first_position, codes, used;
     int line, codes_before;  // of the line
     int64_t bytes_before;    // of a column of bricks
   };

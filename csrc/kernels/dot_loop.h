@@ -192,6 +192,7 @@ template <class V, int Form, int... Rows>
 constexpr void fill_tiles(DotFamily& family, std::integer_sequence<int, Rows...>) {
   ((family.tile[Form][Rows + 1] = dot_tile<V, Form, Rows + 1>), ...);
   family.tile_rows[Form] = V::kRows;
+  family.step[Form] = 4 * V::kSteps;
 }
 
 // Whether weights of so many bits take a form with activations of some width.

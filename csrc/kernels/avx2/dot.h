@@ -59,9 +59,10 @@ struct Avx2Dot : Avx2Vocabulary {
   static Sums dot(Sums sums, const Bytes (&weights)[kSteps], Bytes activations) {
     const Bytes w_i8x32 = weights[0];
     if constexpr (Form == kRun1) return add(sums, widened(_mm256_maddubs_epi16(activations, w_i8x32)));
+    const __m256i first_two = _mm256_set1_epi32(int(0x80018000)), last_two = _mm256_set1_epi32(int(0x80038002));
     const __m256i even_w = _mm256_srai_epi16(_mm256_slli_epi16(w_i8x32, 8), 8);
-    sums = plus_products(sums, _mm256_and_si256(activations, _mm256_set1_epi16(0xff)), even_w);
-    return plus_products(sums, _mm256_srli_epi16(activations, 8), _mm256_srai_epi16(w_i8x32, 8));
+    sums = plus_products(sums, _mm256_shuffle_epi8(activations, first_two), even_w);
+    return plus_products(sums, _mm256_shuffle_epi8(activations, last_two), _mm256_srai_epi16(w_i8x32, 8));
   }
 };
 static_assert(Avx2Dot::form(4, 4) == 0 && Avx2Dot::form(8, 1) == 0 && Avx2Dot::form(8, 4) == 1);
@@ -127,10 +128,11 @@ template <int Run, int Rows, class Stride>
 }
 
 // Runs of exactly `Run` steps, widened in registers.
+constexpr int unrolled_steps(int run) { return most(run, 4); }
 template <int Run, int Rows, class Stride>
 [[gnu::always_inline]] inline void multiply_short_runs(const uint8_t* weights, const uint8_t* activations,
                                                        Stride stride, int k, uint32_t* sums, int shift) {
-  constexpr int unrolled = most(Run, 4);
+  constexpr int unrolled = unrolled_steps(Run);
   DotSums<Rows> all;
   __m256i run[Rows][kHalfVectors];
   const uint8_t* const end = activations + k;
@@ -152,14 +154,12 @@ template <int Run, int Rows, class Stride>
 
 // ---- words ---------------------------------------------------------------------------------------------------------
 void expand_avx2(const uint8_t* codes, int units, uint8_t* words) {
-  for (int unit = 0; unit < units; ++unit, codes += 32, words += 64) {
-    const __m256i codes_u8x32 = load_ymm(codes);
-    store_ymm(words, _mm256_and_si256(codes_u8x32, _mm256_set1_epi16(0xff)));
-    store_ymm(words + 32, _mm256_srli_epi16(codes_u8x32, 8));
-  }
+  for (int half = 0; half < 2 * units; ++half, codes += 16, words += 32)
+    store_ymm(words, _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
 }
 
-// Weights as words, times 256: a shift brings the even bytes there, signs and all, a mask leaves the odd ones.
+// Weights as words, times 256: a shift brings the even bytes there, signs and all, a mask leaves the odd ones. The even bytes
+// of a step are its first two codes (dot.cpp).
 template <int Odd>
 inline __m256i scaled_words(__m256i w_i8x32) {
   return in_register(Odd ? _mm256_and_si256(w_i8x32, _mm256_set1_epi16(short(0xff00))) : _mm256_slli_epi16(w_i8x32, 8));
@@ -177,20 +177,20 @@ template <int Rows, class Stride>
     const uint8_t* const run_end = least(activations + 2 * kWordsRun, end);
     DotSums<Rows> run;
     do {
-      repeat<8>([&](auto step) {
+      repeat<2>([&](auto step) {
         repeat<2>([&](auto odd) {
           __m256i w_i16x16[kHalfVectors];
           repeat<kHalfVectors>(
               [&](auto v) { w_i16x16[v] = scaled_words<odd>(load_ymm(weights + step * kStepBytes + v * 32)); });
           repeat<Rows>([&](auto row) {
-            const __m256i a_i16x16 = Avx2Dot::activations(activations + row * stride + odd * 32 + step * 4);
+            const __m256i a_i16x16 = Avx2Dot::activations(activations + row * stride + step * 8 + odd * 4);
             repeat<kHalfVectors>(
                 [&](auto v) { run.lanes[row][v] = Avx2Dot::plus_products(run.lanes[row][v], a_i16x16, w_i16x16[v]); });
           });
         });
       });
-      weights += 8 * kStepBytes;
-      activations += 64;
+      weights += 2 * kStepBytes;
+      activations += 2 * 8;
     } while (activations != run_end);
     run.add_to(sums, shift, [](__m256i v) { return _mm256_srai_epi32(v, 8); });
   } while (activations != end);
@@ -219,6 +219,8 @@ template <int Form, int... Rows>
 constexpr void fill_dot_tiles_avx2(DotFamily& family, std::integer_sequence<int, Rows...>) {
   ((family.tile[Form][Rows + 1] = dot_tile_avx2<Form, Rows + 1>), ...);
   family.tile_rows[Form] = sizeof...(Rows);
+  constexpr int run = Avx2Dot::kRun[Form];
+  family.step[Form] = run == 0 || run > 8 ? 8 : 4 * unrolled_steps(run);
 }
 
 template <int... Forms>

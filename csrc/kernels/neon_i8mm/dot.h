@@ -92,6 +92,7 @@ struct NeonI8mmDot : NeonVocabulary {
     f.pairs = true;
     f.expand[0] = expand;
     f.tile_rows[0] = kRows;
+    f.step[0] = kUnit;
     ((f.tile[0][Rows + 1] = tile<Rows + 1>), ...);
     return f;
   }
