@@ -11,7 +11,7 @@
 //
 // A run is padded to the family's unit by weights of 0, which meet the next pixel's codes and add nothing.
 //
-// Few channels (Taps::tall): a line is made for each output line, of columns of as many pixels as the kernel has rows, and
+// Few channels (Taps::tall), which would make short runs, mostly padding: a line is made for each output line, of columns of as many pixels as the kernel has rows, and
 // there is one run for a position:
 //
 //   | 0,0  1,0  2,0 | 0,1  1,1  2,1 | 0,2  1,2  2,2 | ...        row of the kernel, column of the image: a pixel's channels
@@ -61,7 +61,7 @@ class ImageRun {
       lines.line_bytes = kernel.prepared_codes_bytes(pixels_ * lines.codes);
       lines.factor = layer.row_factor(s);
     }
-    if (taps_.tall) zeros_.assign(size_t(g_.in_w) * layer.shape().channels + kFewChannels, 0);
+    if (taps_.tall) zeros_.assign(size_t(g_.in_w + 1) * layer.shape().channels + kFewChannels, 0);
   }
 
   // Output lines are numbered through all images.
@@ -123,34 +123,37 @@ class ImageRun {
     const int count = std::min(pixels_ - g_.pad_left, g_.in_w);
     uint8_t* to = padded_.data() + int64_t(g_.pad_left) * lines.codes;
     if (taps_.tall) {
-      copy_columns(image, h, count, lines.codes, to);
+      copy_columns(lines, image, h, count, to);
     } else {
-      const int64_t channels = layer_.shape().channels;
-      const uint8_t* from = codes_ + line_at(image, h) + lines.first_channel;
-      for (int pixel = 0; pixel < count; ++pixel, from += channels, to += lines.codes)
+      const uint8_t* from = line_of(lines, image, h);
+      for (int pixel = 0; pixel < count; ++pixel, from += layer_.shape().channels, to += lines.codes)
         copy_codes(to, from, lines.channels);
     }
     return padded_.data();
   }
-  int64_t line_at(int image, int h) const {
-    return (int64_t(image) * g_.in_h + h) * g_.in_w * layer_.shape().channels;
+  const uint8_t* line_of(const Lines& lines, int image, int h) const {
+    return codes_ + (int64_t(image) * g_.in_h + h) * g_.in_w * layer_.shape().channels + lines.first_channel;
   }
 
-  // Eight bytes at once, of which the next pixel's, which come later, overwrite the excess.
-  void copy_columns(int image, int h, int count, int codes, uint8_t* to) {
-    const int channels = layer_.shape().channels, safe = count - kFewChannels / channels - 1;
+  void copy_columns(const Lines& lines, int image, int h, int count, uint8_t* to) {
     rows_.clear();
     for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h)
-      rows_.push_back(in_image(h) ? codes_ + line_at(image, h) : zeros_.data());
-    for (int pixel = 0; pixel < count; ++pixel, to += codes - taps_.h * channels)
-      for (const uint8_t* row : rows_) {
-        const uint8_t* from = row + int64_t(pixel) * channels;
-        if (pixel < safe)
-          std::memcpy(to, from, kFewChannels);
-        else
-          copy_codes(to, from, channels);
-        to += channels;
-      }
+      rows_.push_back(in_image(h) ? line_of(lines, image, h) : zeros_.data());
+    const int safe = lines.channels > kFewChannels ? 0 : count - kFewChannels;  // nothing is read or written past the line
+    for (int pixel = 0; pixel < count; ++pixel, to += lines.codes)
+      copy_column(int64_t(pixel) * layer_.shape().channels, lines, pixel < safe, to);
+  }
+  // Eight bytes at once where there are so many: what comes behind them overwrites the excess.
+  void copy_column(int64_t at, const Lines& lines, bool eight, uint8_t* to) const {
+    uint8_t* const end = to + lines.codes;
+    for (const uint8_t* row : rows_) {
+      if (eight)
+        std::memcpy(to, row + at, kFewChannels);
+      else
+        copy_codes(to, row + at, lines.channels);
+      to += lines.channels;
+    }
+    while (to < end) *to++ = 0;
   }
 
   // Of the codes of a pixel; of columns, at each pixel that a position begins at, those of all columns that it reads.

@@ -160,9 +160,10 @@ Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, 
     : shape_(std::move(shape)), tier_(tier), kernel_tier_(&tier), family_(choose_family()) {
   if (family_ == Family::depthwise) depthwise_ = std::make_unique<DepthwiseWeights>(shape_, streams, *kernel_tier_);
   if (family_ == Family::dot) {
-    if (share_pixels && shape_.groups == 1 && shape_.taps() > 1)
-      build_kernels(streams, families, {shape_.kernel_h, shape_.kernel_w, has_few_channels()});
-    if (!shares_pixels() || mostly_padding()) build_kernels(streams, families, {});
+    share_pixels &= shape_.groups == 1 && shape_.taps() > 1;
+    if (share_pixels && !has_few_channels()) build_kernels(streams, families, {shape_.kernel_h, shape_.kernel_w});
+    if (share_pixels && mostly_padding()) build_kernels(streams, families, {shape_.kernel_h, shape_.kernel_w, true});
+    if (mostly_padding()) build_kernels(streams, families, {});
   }
   if (family_ != Family::reference) sum_taps(streams);
   if (family_ == Family::reference) copy_streams(streams);
@@ -208,13 +209,14 @@ void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Famil
 
 // A row of the kernel is then a short run, at whose ends the sums would be written and read again. Pixels of columns are
 // prepared once for every row of the kernel instead.
-bool Layer::has_few_channels() const { return shape_.segments.size() == 1 && shape_.channels <= kFewChannels; }
+bool Layer::has_few_channels() const { return shape_.channels <= kFewChannels; }
 
-// Few channels in pixels that are padded to a register, say: products with zeros cost more than gathering does.
+// Few channels in pixels that are padded to a register, say: products with zeros cost more than gathering does. Also before
+// there are kernels.
 bool Layer::mostly_padding() const {
   int64_t k = 0, k_padded = 0;
   for (const auto& kernel : kernels_) k += kernel->k(), k_padded += kernel->k_padded();
-  return k_padded * 3 > k * 4;
+  return kernels_.empty() || k_padded * 3 > k * 4;
 }
 
 void Layer::copy_streams(const uint8_t* const* streams) {
