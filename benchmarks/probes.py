@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import datetime
-import mmap
 import os
 import platform
 import time
@@ -22,8 +20,6 @@ CEILINGS = {
     "avx2": {"AVX2: W1 tables": 90.0, "AVX2: W2 tables": 45.0, "AVX2: INT8 byte products": 32.0},
 }
 
-# dec rdi; jnz -5; ret: every x86 since 2008 takes one cycle a turn.
-_LOOP = b"\x48\xff\xcf\x75\xfb\xc3"
 _TURNS = 4_000_000
 
 
@@ -37,17 +33,9 @@ def least_seconds(call: Callable[[], Any], times: int) -> float:
     return best
 
 
-def gigahertz() -> float | None:
-    """The clock under load, from a loop whose cycles are known; None where that loop cannot run."""
-    if platform.machine() != "x86_64":
-        return None
-    try:
-        page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except PermissionError:
-        return None
-    page.write(_LOOP)
-    loop = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    return _TURNS / least_seconds(lambda: loop(_TURNS), 25) / 1e9
+def gigahertz() -> float:
+    """The clock under load, from a loop whose cycles are known."""
+    return _TURNS / least_seconds(lambda: _core.spin(_TURNS), 25) / 1e9
 
 
 def read_gb_per_s(mebibytes: int, threads: int) -> float | None:

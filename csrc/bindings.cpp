@@ -127,6 +127,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("candidates", &candidate_list,
         "(family, tier, products a cycle, cycles to prepare a code) for a pair of widths, fastest first");
   m.def("cpu_name", &cpu_name);
+  m.def("spin", &spin, "Counts down, a cycle a turn");
   m.def("kernel_counts", &kernel_counts, "kernel name -> runs in this process, for every usable tier");
   m.def("get_num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);

@@ -100,6 +100,18 @@ const CpuFeatures& cpu_features() {
   return features;
 }
 
+// x86 since 2008 and Arm's 64-bit cores take a cycle for a count down and the branch behind it.
+void spin(uint64_t turns) {
+  if (turns == 0) return;
+#if defined(__x86_64__)
+  asm volatile("1: dec %0\n\tjnz 1b" : "+r"(turns) : : "cc");
+#elif defined(__aarch64__)
+  asm volatile("1: subs %0, %0, #1\n\tb.ne 1b" : "+r"(turns) : : "cc");
+#else
+  for (volatile uint64_t left = turns; left > 0;) left = left - 1;
+#endif
+}
+
 std::string cpu_name() {
   std::string name = trimmed(brand());
   if (name.empty()) name = trimmed(name_of_the_kernel());

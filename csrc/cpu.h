@@ -1,6 +1,7 @@
 // What this processor and operating system can run. Asked once; no kernel is entered before.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace soniq {
@@ -16,6 +17,7 @@ struct CpuFeatures {
 };
 
 const CpuFeatures& cpu_features();
-std::string cpu_name();  // as the processor or the kernel spells it; "unknown" where neither says
+void spin(uint64_t turns);  // a cycle each
+std::string cpu_name();     // as the processor or the kernel spells it; "unknown" where neither says
 
 }  // namespace soniq

@@ -154,9 +154,10 @@ bool quantizes_in_place(const Layer& layer, const Geometry& g) {
 }
 
 bool run_quantized(const Layer& layer, const QuantizeTask& floats, const Geometry& geometry, const Output& output) {
-  AlignedBytes codes(size_t(floats.rows) * floats.quantizer->channels);
-  const bool finite = quantize(layer.tier(), floats, codes.data());
-  layer.run({codes.data(), nullptr}, geometry, output);
+  static thread_local AlignedBytes room;
+  uint8_t* codes = scratch(room, floats.rows * floats.quantizer->channels);
+  const bool finite = quantize(layer.tier(), floats, codes);
+  layer.run({codes, nullptr}, geometry, output);
   return finite;
 }
 

@@ -81,66 +81,91 @@ struct Run {
   }
 };
 
-// Calls work(run, first column) for columns [begin, end), in runs that stay inside a panel, and enter(panel) before its first.
-template <class Enter, class Work>
-[[gnu::always_inline]] inline void for_each_run(int panel_cols, int begin, int end, Enter&& enter, Work&& work) {
+// Calls work(run, panel, first column) for columns [begin, end), in runs that stay inside a panel.
+template <class Work>
+[[gnu::always_inline]] inline void for_each_run(int panel_cols, int begin, int end, Work&& work) {
   int panel = begin / panel_cols;
   for (int first = begin; first < end; ++panel) {
     const int panel_end = min_of(end, (panel + 1) * panel_cols);
-    enter(panel);
-    for (; panel_end - first >= kRun; first += kRun) work(Run<Floats, kRun / kLanes>{}, first);
-    for (; panel_end - first >= kLanes; first += kLanes) work(Run<Floats, 1>{}, first);
-    for (; first < panel_end; ++first) work(Run<float, 1>{}, first);
+    for (; panel_end - first >= kRun; first += kRun) work(Run<Floats, kRun / kLanes>{}, panel, first);
+    for (; panel_end - first >= kLanes; first += kLanes) work(Run<Floats, 1>{}, panel, first);
+    for (; first < panel_end; ++first) work(Run<float, 1>{}, panel, first);
   }
 }
 
-// Calls work(row, first column, columns) for chunks, a row after the other: the result is written in long runs.
+// Rows that are worked on together, a run of columns after the other: what a run needs is set up once for all of them. A run
+// of a row is 70 instructions, and setting one up as many.
+constexpr int kRowsTogether = 16;
+
+struct Block {
+  int row, rows, column, columns;
+};
+// Calls work(block) for blocks of at most kRowsTogether rows and kChunk columns.
 template <class Work>
-[[gnu::always_inline]] inline void for_each_chunk(int rows, int cols, Work&& work) {
-  for (int row = 0; row < rows; ++row)
-    for (int column = 0; column < cols; column += kChunk) work(row, column, min_of(kChunk, cols - column));
+[[gnu::always_inline]] inline void for_each_block(int rows, int cols, Work&& work) {
+  for (int row = 0; row < rows; row += kRowsTogether)
+    for (int column = 0; column < cols; column += kChunk)
+      work(Block{row, min_of(kRowsTogether, rows - row), column, min_of(kChunk, cols - column)});
 }
 
-// Where a chunk of one row goes. Codes go to their place at once where channels are in order, and through a buffer where there
-// are two segments.
-class ChunkWriter {
+// Where a block goes. Codes go to their place at once where channels are in order, and through a buffer where there are two
+// segments.
+class BlockWriter {
  public:
-  [[gnu::always_inline]] void begin(const TileResults& results, int row, int column) {
-    y_ = results.y ? results.y + row * results.ld : nullptr;
+  [[gnu::always_inline]] void begin(const TileResults& results, const Block& b) {
+    y_ = results.y ? results.y + b.row * results.ld : nullptr;
     for (int i = 0; i < results.sinks; ++i) {
       const CodeSink& s = results.sink[i];
-      codes_[i] = s.second ? staged_[i] - column : s.codes + int64_t(row) * s.channels + s.first;
+      codes_[i] = s.second ? staged_[i][0] - b.column : s.codes + int64_t(b.row) * s.channels + s.first;
+      stride_[i] = s.second ? kChunk + kSlack : s.channels;
     }
   }
+  // `line`: the row in the block.
   template <class Run>
-  [[gnu::always_inline]] void write(const TileResults& results, int column, const Run& run) {
+  [[gnu::always_inline]] void write(const TileResults& results, int line, int column, const Run& run) const {
     if (y_)
 #pragma GCC unroll 8
-      for (int i = 0; i < Run::columns / Run::lanes; ++i) store_as(y_ + column + i * Run::lanes, run.y[i]);
-    for (int i = 0; i < results.sinks; ++i) run.quantized(results.sink[i], column, codes_[i] + column);
-  }
-  [[gnu::always_inline]] void end(const TileResults& results, int row, int column, int columns) const {
+      for (int i = 0; i < Run::columns / Run::lanes; ++i)
+        store_as(y_ + line * results.ld + column + i * Run::lanes, run.y[i]);
     for (int i = 0; i < results.sinks; ++i)
-      if (results.sink[i].second) write_in_place(results.sink[i], row, column, columns, staged_[i]);
+      run.quantized(results.sink[i], column, codes_[i] + line * stride_[i] + column);
+  }
+  [[gnu::always_inline]] void end(const TileResults& results, const Block& b) const {
+    for (int i = 0; i < results.sinks; ++i)
+      for (int line = 0; results.sink[i].second && line < b.rows; ++line)
+        write_in_place(results.sink[i], b.row + line, b.column, b.columns, staged_[i][line]);
   }
 
  private:
   float* y_;
-  uint8_t* codes_[kMaxSinks];  // of column 0
-  uint8_t staged_[kMaxSinks][kChunk + kSlack];
+  uint8_t* codes_[kMaxSinks];  // of the block's first row and of column 0
+  int64_t stride_[kMaxSinks];
+  uint8_t staged_[kMaxSinks][kRowsTogether][kChunk + kSlack];
+};
+
+// The codes of a block, in the order of the channels.
+class BlockReader {
+ public:
+  [[gnu::always_inline]] void begin(const CodeSource& s, const Block& b) {
+    for (int line = 0; s.codes && line < b.rows; ++line)
+      codes_[line] = codes_in_order(s, b.row + line, b.column, b.columns, room_[line]) - b.column;
+  }
+  [[gnu::always_inline]] const uint8_t* at(int line, int column) const { return codes_[line] + column; }
+
+ private:
+  const uint8_t* codes_[kRowsTogether];  // of column 0
+  uint8_t room_[kRowsTogether][kChunk + kSlack];
 };
 
 // ---- epilogue --------------------------------------------------------------------------------------------------------
-// The integers of a row, register by register.
-class RowSums {
+// The integers of a run, register by register.
+class RunSums {
  public:
-  RowSums(const EpilogueTile& t, int row)
-      : row_(t.sums + int64_t(row) * t.panel_cols),
-        column_(t.column_terms[row] + t.first_column),
-        next_panel_(t.panel_stride - t.panel_cols),
+  RunSums(const EpilogueTile& t, int row, int panel, int column)
+      : sums_(t.sums + panel * (t.panel_stride - t.panel_cols) + int64_t(row) * t.panel_cols + column),
+        column_(t.column_terms[row] + t.first_column + column),
         row_term_(t.row_terms[row]) {}
 
-  [[gnu::always_inline]] void enter(int panel) { sums_ = row_ + panel * next_panel_; }
   [[gnu::always_inline]] int32_t at(int32_t, int column) const {
     return int32_t(sums_[column] + column_[column] + row_term_);
   }
@@ -150,20 +175,17 @@ class RowSums {
   }
 
  private:
-  const uint32_t *row_, *column_, *sums_ = nullptr;  // all of column 0
-  int64_t next_panel_;
+  const uint32_t *sums_, *column_;
   uint32_t row_term_;
 };
 
 void integer_epilogue(const EpilogueTile& t) {
   for (int row = 0; row < t.rows; ++row) {
-    RowSums sums(t, row);
     int32_t* to = t.acc + row * t.acc_ld;
-    const auto enter = [&](int panel) { sums.enter(panel); };
-    for_each_run(t.panel_cols, 0, t.cols, enter, [&](auto run, int first) __attribute__((always_inline)) {
+    for_each_run(t.panel_cols, 0, t.cols, [&](auto run, int panel, int first) __attribute__((always_inline)) {
       using F = std::remove_reference_t<decltype(run.y[0])>;
-      const auto store = [&](F&, int at) { store_as(to + first + at, sums.at(Ints<F>{}, first + at)); };
-      run.each(store);
+      const RunSums sums(t, row, panel, first);
+      run.each([&](F&, int at) __attribute__((always_inline)) { store_as(to + first + at, sums.at(Ints<F>{}, at)); });
     });
   }
 }
@@ -174,32 +196,34 @@ enum Steps { kScales = 0, kBias = 1, kRelu = 2, kCodes = 4, kAny = 8 };
 template <int Steps>
 void epilogue_of(const EpilogueTile& tile) {
   const EpilogueTile t = tile;
-  ChunkWriter writer;
-  uint8_t room[kChunk + kSlack];
-  for_each_chunk(t.rows, t.cols, [&](int row, int column, int columns) __attribute__((always_inline)) {
-    const bool adds_codes = Steps & kCodes || (Steps & kAny && t.residual_codes.codes);
-    const uint8_t* codes = adds_codes ? codes_in_order(t.residual_codes, row, column, columns, room) - column : nullptr;
-    RowSums sums(t, row);
-    const auto enter = [&](int panel) { sums.enter(panel); };
-    const float row_scale = t.row_scale[row];
-    writer.begin(t.results, row, column);
-    const auto work = [&](auto run, int first) __attribute__((always_inline)) {
+  const bool adds_codes = Steps & kCodes || (Steps & kAny && t.residual_codes.codes);
+  BlockWriter writer;
+  BlockReader residual;
+  for_each_block(t.rows, t.cols, [&](const Block& b) __attribute__((always_inline)) {
+    if (adds_codes) residual.begin(t.residual_codes, b);
+    writer.begin(t.results, b);
+    const auto work = [&](auto run, int panel, int first) __attribute__((always_inline)) {
       using F = std::remove_reference_t<decltype(run.y[0])>;
-      run.each([&](F& v, int at) __attribute__((always_inline)) {
-        v = to_floats(sums.at(Ints<F>{}, first + at)) * all<F>(row_scale);
-      });
-      run.multiply(t.w_scale + first);
-      if (Steps & kBias || (Steps & kAny && t.bias)) run.add(t.bias + first);
-      if (Steps & kAny && t.residual) run.add(t.residual + row * t.residual_ld + first);
-      if (adds_codes) run.template values<true>(t.residual_codes, row, first, codes + first);
-      if (Steps & kRelu) run.relu();
-      if (Steps & kAny) run.activate(t);
-      if (Steps & kAny && t.post_scale) run.multiply(t.post_scale + first);
-      if (Steps & kAny && t.post_bias) run.add(t.post_bias + first);
-      writer.write(t.results, first, run);
+      for (int line = 0; line < b.rows; ++line) {
+        const int row = b.row + line;
+        const RunSums sums(t, row, panel, first);
+        const F row_scale = all<F>(t.row_scale[row]);
+        run.each([&](F& v, int at) __attribute__((always_inline)) {
+          v = to_floats(sums.at(Ints<F>{}, at)) * row_scale;
+        });
+        run.multiply(t.w_scale + first);
+        if (Steps & kBias || (Steps & kAny && t.bias)) run.add(t.bias + first);
+        if (Steps & kAny && t.residual) run.add(t.residual + row * t.residual_ld + first);
+        if (adds_codes) run.template values<true>(t.residual_codes, row, first, residual.at(line, first));
+        if (Steps & kRelu) run.relu();
+        if (Steps & kAny) run.activate(t);
+        if (Steps & kAny && t.post_scale) run.multiply(t.post_scale + first);
+        if (Steps & kAny && t.post_bias) run.add(t.post_bias + first);
+        writer.write(t.results, line, first, run);
+      }
     };
-    for_each_run(t.panel_cols, column, column + columns, enter, work);
-    writer.end(t.results, row, column, columns);
+    for_each_run(t.panel_cols, b.column, b.column + b.columns, work);
+    writer.end(t.results, b);
   });
 }
 
@@ -222,26 +246,29 @@ void epilogue(const EpilogueTile& t) {
 // ---- between layers --------------------------------------------------------------------------------------------------
 void combine(const CombineTile& tile) {
   const CombineTile t = tile;
-  ChunkWriter writer;
-  uint8_t room_a[kChunk + kSlack], room_b[kChunk + kSlack];
-  for_each_chunk(t.rows, t.cols, [&](int row, int column, int columns) __attribute__((always_inline)) {
-    const uint8_t* a = t.a.codes ? codes_in_order(t.a, row, column, columns, room_a) - column : nullptr;
-    const uint8_t* b = t.b.codes ? codes_in_order(t.b, row, column, columns, room_b) - column : nullptr;
-    writer.begin(t.results, row, column);
-    const auto work = [&](auto run, int first) __attribute__((always_inline)) {
+  BlockWriter writer;
+  BlockReader a, b;
+  for_each_block(t.rows, t.cols, [&](const Block& block) __attribute__((always_inline)) {
+    a.begin(t.a, block);
+    b.begin(t.b, block);
+    writer.begin(t.results, block);
+    const auto work = [&](auto run, int, int first) __attribute__((always_inline)) {
       using F = std::remove_reference_t<decltype(run.y[0])>;
-      const float* x = t.x + row * t.x_ld + first;
-      if (a)
-        run.template values<false>(t.a, row, first, a + first);
-      else
-        run.each([&](F& v, int at) { v = load_as<F>(x + at); });
-      if (a && t.x) run.add(x);
-      if (b) run.template values<true>(t.b, row, first, b + first);
-      run.activate(t);
-      writer.write(t.results, first, run);
+      for (int line = 0; line < block.rows; ++line) {
+        const int row = block.row + line;
+        const float* x = t.x + row * t.x_ld + first;
+        if (t.a.codes)
+          run.template values<false>(t.a, row, first, a.at(line, first));
+        else
+          run.each([&](F& v, int at) { v = load_as<F>(x + at); });
+        if (t.a.codes && t.x) run.add(x);
+        if (t.b.codes) run.template values<true>(t.b, row, first, b.at(line, first));
+        run.activate(t);
+        writer.write(t.results, line, first, run);
+      }
     };
-    for_each_run(kChunk, column, column + columns, [](int) {}, work);
-    writer.end(t.results, row, column, columns);
+    for_each_run(kChunk, block.column, block.column + block.columns, work);
+    writer.end(t.results, block);
   });
 }
 

@@ -19,6 +19,7 @@ from soniq_kernels._layers import Call, codes_in, explain_rows, prepare, results
 from soniq_kernels._network_checks import in_words
 from soniq_kernels.activations import Activations, refuse_not_finite
 from soniq_kernels.tensors import Codes
+from soniq_kernels.weights import PackedWeights
 
 if TYPE_CHECKING:
     from soniq_kernels.network import Network, Node
@@ -35,7 +36,7 @@ class Step(NamedTuple):
     run: Callable[[], object]
     shape: Shape  # of its first result
     products: int  # multiplications of codes, 0 where there is no layer
-    call: Call | None
+    packed: PackedWeights | None
 
 
 class Program:
@@ -121,9 +122,9 @@ class Program:
             return call
 
         if not isinstance(x[0], Activations):  # its scales may depend on what it holds
-            return Step(node, lambda: ready().run(geometry), shape, products, None)
+            return Step(node, lambda: ready().run(geometry), shape, products, packed)
         call = ready()
-        return Step(node, lambda: call.run(geometry), shape, products, call)
+        return Step(node, lambda: call.run(geometry), shape, products, packed)
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------------------
@@ -302,6 +303,19 @@ def _copy(tensor: Any) -> Any:
 
 def kernels_of(step: Step) -> str:
     """Which kernels a step runs, in words."""
-    if step.call is None:
-        return ""
-    return explain_rows(step.call.x, step.call.packed, step.call.rows).kernel
+    return "" if step.packed is None else explain_rows(None, step.packed, _rows(step)).kernel
+
+
+def ceiling_of(step: Step) -> float | None:
+    """Products a cycle that the inner loops of a step's kernels reach at most; None where they are not known."""
+    if step.packed is None or not (choices := step.packed.choices(_rows(step))):
+        return None
+    k, cycles = step.packed.k_of_segments(), 0.0
+    for segment, choice, k_s in zip(step.packed.plan.segments, choices, k, strict=True):
+        rates = {f: rate for f, _, rate, _ in _core.candidates(_core.active_tier(), segment.w.bits, segment.a.bits)}
+        cycles += k_s / rates[choice.family]
+    return sum(k) / cycles
+
+
+def _rows(step: Step) -> int:
+    return math.prod(step.shape[:-1])

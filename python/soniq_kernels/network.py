@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from soniq_kernels import _arrays, _core, planner
 from soniq_kernels._network_checks import ATTRIBUTES, LAYOUTS, OPS, check
-from soniq_kernels._programs import Program, kernels_of
+from soniq_kernels._programs import Program, ceiling_of, kernels_of
 from soniq_kernels.activations import Activations
 from soniq_kernels.tensors import Codes
 from soniq_kernels.weights import PackedWeights
@@ -29,6 +29,7 @@ from soniq_kernels.weights import PackedWeights
 __all__ = ["ATTRIBUTES", "LAYOUTS", "OPS", "Network", "Node", "Profile", "Row", "load_network"]
 
 KEPT_PROGRAMS = 4  # shapes of input that stay ready
+CLOCK_TURNS = 20_000  # of a loop of one cycle
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Row:
 
     Attributes:
         node, shape: and the shape of its first result. kernel: of its layer, "" where there is none.
-        seconds: the median of the runs, None without profile. products: multiplications of codes.
-        estimate: seconds that the planner's costs promise for its products on one thread, None without a layer.
+        seconds, cycles: the medians of the runs, None without profile; cycles by the clock just before. products: multiplications of codes.
+        ceiling: products a cycle that the inner loops of its kernels reach at most, on one thread; None where it is not known.
     """
 
     node: Node
@@ -80,12 +81,18 @@ class Row:
     kernel: str
     products: int
     seconds: float | None
-    estimate: float | None
+    cycles: float | None
+    ceiling: float | None
+
+    @property
+    def rate(self) -> float | None:
+        """Products a cycle."""
+        return self.products / self.cycles if self.cycles and self.products else None
 
     @property
     def share(self) -> float | None:
-        """Of what the planner's costs promise: 1 is as fast as the kernel alone was measured."""
-        return None if not self.seconds or self.estimate is None else self.estimate / self.seconds
+        """Of the ceiling."""
+        return self.rate / self.ceiling if self.rate and self.ceiling else None
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,8 @@ class Profile:
             words = f"{row.node.op:16}{row.node.layer or '':24}{' x '.join(map(str, row.shape)):20}"
             if row.seconds is not None:
                 words += f"{row.seconds * 1e6:9.1f} us{row.seconds / total:7.1%}"
-                rate = f"{row.products / row.seconds / 1e9:8.1f} GMAC/s" if row.products else " " * 15
-                words += rate + (f"{row.share:6.0%} of the costs' " if row.share else " " * 19)
+                words += f"{row.rate:8.1f} MAC/cycle" if row.rate else " " * 18
+                words += f"{row.share:6.0%} of {row.ceiling:3.0f}  " if row.share else " " * 14
             lines.append((words + row.kernel).rstrip())
         return "\n".join(lines)
 
@@ -169,24 +176,23 @@ class Network:
         """Which kernel runs each node for such inputs; with `profile` also how long it takes, the median of `runs`."""
         values = self._values(x)
         program = self._program(values)
-        seconds: list[list[float]] = [[] for _ in program.steps]
-        for _ in range(1 + runs if profile else 0):
-            self._time(program, values, seconds)
+        times = [self._time(program, values) for _ in range(1 + runs)][1:] if profile else []
+        medians = np.median(times, axis=0).tolist() if profile else [(None, None)] * len(program.steps)
         rows = [
-            Row(
-                step.node, step.shape, kernels_of(step), step.products,
-                float(np.median(times[1:])) if profile else None, _estimate(step),
-            )
-            for step, times in zip(program.steps, seconds, strict=True)
-        ]  # fmt: skip
+            Row(step.node, step.shape, kernels_of(step), step.products, *median, ceiling_of(step))
+            for step, median in zip(program.steps, medians, strict=True)
+        ]
         return Profile(tuple(rows), program.nbytes)
 
-    def _time(self, program: Program, values: Sequence[Any], seconds: list[list[float]]) -> None:
+    def _time(self, program: Program, values: Sequence[Any]) -> list[tuple[float, float]]:
+        """(seconds, cycles) of every step. The clock of a busy machine changes from one to the next."""
+        times = []
         with program.entered(values):
-            for step, times in zip(program.steps, seconds, strict=True):
-                began = time.perf_counter()
-                step.run()
-                times.append(time.perf_counter() - began)
+            for step in program.steps:
+                turn = min(_seconds(lambda: _core.spin(CLOCK_TURNS)) for _ in range(8)) / CLOCK_TURNS
+                seconds = _seconds(step.run)
+                times.append((seconds, seconds / turn))
+        return times
 
     def _program(self, values: Sequence[Any]) -> Program:
         """The network made ready for these shapes on the active tier."""
@@ -213,7 +219,7 @@ class Network:
         if array.ndim == 0:
             raise ValueError(f"{name} has no axis; expected rows or images")
         if self.layout == "NCHW" and array.ndim == 4:
-            array = array.transpose(0, 2, 3, 1)
+            array = _channels_last(array)
         if self.layout == "NCL" and array.ndim == 3:
             array = array.transpose(0, 2, 1)[:, None]
         return _arrays.floats(array, name) if codes is None else Activations.from_codes(array, *codes)
@@ -245,12 +251,20 @@ class Network:
         )
 
 
-def _estimate(step: Any) -> float | None:
-    if step.call is None:
-        return None
-    choices = step.call.packed.choices(step.call.rows)
-    groups = step.call.packed.groups
-    return sum(choice.ns for choice in choices) * groups * 1e-9 if choices else None
+def _channels_last(images: NDArray[Any]) -> NDArray[Any]:
+    """NCHW to NHWC. NumPy copies few channels plane by plane in a quarter of the time."""
+    if images.shape[1] > 8:
+        return images.transpose(0, 2, 3, 1)
+    moved = np.empty((images.shape[0], *images.shape[2:], images.shape[1]), images.dtype)
+    for channel in range(images.shape[1]):
+        moved[..., channel] = images[:, channel]
+    return moved
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def load_network(path: str | Path) -> Network:

@@ -200,7 +200,7 @@ class PackedWeights:
 
     def choices(self, rows: int = MANY_ROWS, dilation: int = 1) -> tuple[planner.Choice, ...]:
         """What multiplies each segment on the active tier, and why; empty where there is one way only."""
-        tier, n, k = _core.active_tier(), self.out_channels // self.groups, self._k_of_segments()
+        tier, n, k = _core.active_tier(), self.out_channels // self.groups, self.k_of_segments()
         taps = math.prod(self.kernel_size) if self._shares_pixels(dilation) else 1
         if not _core.candidates(tier, 8, 8) or self._is_depthwise():
             return ()
@@ -236,7 +236,7 @@ class PackedWeights:
     def _is_depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.plan.channels == self.out_channels
 
-    def _k_of_segments(self) -> list[float]:
+    def k_of_segments(self) -> list[float]:
         """K of each segment in a group, on average over the groups."""
         taps = self.kernel_size[0] * self.kernel_size[1]
         return [taps * s.channels / self.groups for s in self.plan.segments]
