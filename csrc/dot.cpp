@@ -77,6 +77,12 @@ class DotSegment final : public SegmentKernel {
     }
     tier_.counters.expand.add(1);
   }
+  // Few rows are read by whole units of K.
+  int codes_read_in_place(int rows) const override {
+    if (dot_.expand[form_]) return -1;
+    const int step = rows > dot_.few_rows ? dot_.step[form_] : kUnit;
+    return (k() + step - 1) / step * step;
+  }
   PreparedRows gathered_rows(const uint8_t* activations, int rows) const override {
     const int64_t stride = expands(rows) ? kExpandStride / (dot_.pairs ? 2 : 1) : kRowStride;
     return {activations, rows, rows, stride, 0, block_stride(rows), 0};

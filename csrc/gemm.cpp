@@ -79,12 +79,16 @@ class PanelRun {
   }
 
   void rows_of_group(int64_t m0, int rows, int group, int64_t span, int64_t end) {
-    const uint8_t* activations[kMaxSegments];
-    gather(m0, rows, group, activations);
-    for (; span < end; ++span) multiply_span(m0, rows, group, int(span % spans_), activations);
+    PreparedRows prepared[kMaxSegments];
+    row_terms_.assign(rows, 0);
+    if (reads_in_place(m0, rows))
+      point_at_rows(m0, rows, prepared);
+    else
+      gather(m0, rows, group, prepared);
+    for (; span < end; ++span) multiply_span(m0, rows, group, int(span % spans_), prepared);
   }
 
-  void multiply_span(int64_t m0, int rows, int group, int span, const uint8_t* const* activations) {
+  void multiply_span(int64_t m0, int rows, int group, int span, const PreparedRows* prepared) {
     static thread_local AlignedBytes sums_bytes;
     const int64_t panel_sums = int64_t(rows) * columns_;
     auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, panels_ * panel_sums * 4));
@@ -93,27 +97,46 @@ class PanelRun {
     const int cols = std::min(panels_ * columns_, outputs - n0);
     for (int s = 0; s < layer_.segments(); ++s)
       if (const SegmentKernel& kernel = layer_.kernel(group, s); kernel.k() > 0)
-        kernel.multiply(span * panels_, div_up(cols, columns_), kernel.gathered_rows(activations[s], rows),
-                        layer_.shift(s), sums, panel_sums);
+        kernel.multiply(span * panels_, div_up(cols, columns_), prepared[s], layer_.shift(s), sums, panel_sums);
     epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, rows, group * outputs + n0, cols);
   }
 
-  void gather(int64_t m0, int rows, int group, const uint8_t** activations) {
-    static thread_local AlignedBytes gathered[kMaxSegments], prepared[kMaxSegments];
-    row_terms_.assign(rows, 0);
+  // One tap that takes every pixel: the rows are there, if no kernel wants them in another form or reads past the last one.
+  bool reads_in_place(int64_t m0, int rows) const {
+    const LayerShape& shape = layer_.shape();
+    const bool every_pixel = shape.taps() == 1 && geometry_.stride_h == 1 && geometry_.stride_w == 1 &&
+                             geometry_.in_h == geometry_.out_h && geometry_.in_w == geometry_.out_w;
+    if (!input_.codes || shape.groups > 1 || !every_pixel) return false;
+    for (int s = 0; s < layer_.segments(); ++s) {
+      const int read = layer_.kernel(0, s).codes_read_in_place(rows), first = shape.segments[s].first_channel;
+      if (read < 0 || (m0 + rows - 1) * shape.channels + first + read > geometry_.rows() * shape.channels) return false;
+    }
+    return true;
+  }
+
+  void point_at_rows(int64_t m0, int rows, PreparedRows* prepared) {
+    const int64_t channels = layer_.shape().channels;
+    for (int s = 0; s < layer_.segments(); ++s) {
+      const uint8_t* first = input_.codes + m0 * channels + layer_.shape().segments[s].first_channel;
+      prepared[s] = {first, rows, rows, channels, 0, kBlock, 0};
+      add_row_terms(layer_.row_factor(s), layer_.kernel(0, s).k(), prepared[s]);
+    }
+  }
+
+  void gather(int64_t m0, int rows, int group, PreparedRows* prepared) {
+    static thread_local AlignedBytes gathered[kMaxSegments], changed[kMaxSegments];
     uint8_t* codes[kMaxSegments];
     for (int s = 0; s < layer_.segments(); ++s)
-      activations[s] = codes[s] = scratch(gathered[s], layer_.kernel(group, s).gathered_bytes(rows));
+      codes[s] = scratch(gathered[s], layer_.kernel(group, s).gathered_bytes(rows));
     gather_codes(m0, rows, group, codes);
     for (int s = 0; s < layer_.segments(); ++s) {
       const SegmentKernel& kernel = layer_.kernel(group, s);
       if (kernel.k() == 0) continue;
-      add_row_terms(rows, layer_.row_factor(s), kernel.k_padded(), codes[s]);
+      add_row_terms(layer_.row_factor(s), kernel.k_padded(), {codes[s], rows, rows, kRowStride, 0, rows * kRowStride, 0});
       const int64_t bytes = kernel.prepared_bytes(rows);
-      if (bytes == 0) continue;
-      uint8_t* to = scratch(prepared[s], bytes);
-      kernel.prepare(codes[s], rows, to);
-      activations[s] = to;
+      uint8_t* const to = bytes ? scratch(changed[s], bytes) : codes[s];
+      if (bytes) kernel.prepare(codes[s], rows, to);
+      prepared[s] = kernel.gathered_rows(to, rows);
     }
   }
 
@@ -127,12 +150,18 @@ class PanelRun {
   }
 
   // The sum of the codes that a row reads, times what the algebra wants of it.
-  void add_row_terms(int rows, uint32_t factor, int k_padded, const uint8_t* codes) {
+  void add_row_terms(uint32_t factor, int k, PreparedRows codes) {
     if (factor == 0) return;
     const Tier& tier = tier_with(layer_.tier(), &KernelTable::sum_bytes);
-    for (int k = 0; k < k_padded; k += kBlock)
-      for (int i = 0; i < rows; ++i, codes += kRowStride)
-        row_terms_[i] += factor * uint32_t(tier.table->sum_bytes(codes, std::min(kBlock, k_padded - k)));
+    for (int left = k; left > 0; left -= kBlock, codes.first += codes.line_stride) {
+      const int count = std::min(kBlock, left), whole = count / 8 * 8;
+      for (int i = 0; i < codes.rows; ++i) {
+        const uint8_t* row = codes.first + i * codes.stride;
+        uint32_t sum = whole ? uint32_t(tier.table->sum_bytes(row, whole)) : 0;
+        for (int at = whole; at < count; ++at) sum += row[at];
+        row_terms_[i] += factor * sum;
+      }
+    }
     tier.counters.sum_bytes.add(1);
   }
 

@@ -44,12 +44,15 @@ struct Run {
     each([&](F& v, int) __attribute__((always_inline)) { v = greater_of(v, all<F>(0)); });
   }
 
+  [[gnu::always_inline]] void at_most(float most) {
+    each([&](F& v, int) __attribute__((always_inline)) { v = less_of(v, all<F>(most)); });
+  }
+
   template <class Tile>
   [[gnu::always_inline]] void activate(const Tile& t) {
     if (t.activation == Activation::none) return;
     if (t.activation != Activation::hardtanh) relu();
-    if (t.activation == Activation::relu6)
-      each([&](F& v, int) __attribute__((always_inline)) { v = less_of(v, all<F>(6)); });
+    if (t.activation == Activation::relu6) at_most(6);
     if (t.activation == Activation::hardtanh) {
       const F low = all<F>(t.lo), high = all<F>(t.hi);
       each([&](F& v, int) __attribute__((always_inline)) { v = where_greater(v, low, less_of(v, high), low); });
@@ -191,7 +194,7 @@ void integer_epilogue(const EpilogueTile& t) {
 }
 
 // What a layer has beside its scales. `Any`: look at every run what there is.
-enum Steps { kScales = 0, kBias = 1, kRelu = 2, kCodes = 4, kAny = 8 };
+enum Steps { kScales = 0, kBias = 1, kRelu = 2, kCodes = 4, kRelu6 = 8, kAny = 16 };
 
 template <int Steps>
 void epilogue_of(const EpilogueTile& tile) {
@@ -215,7 +218,8 @@ void epilogue_of(const EpilogueTile& tile) {
         if (Steps & kBias || (Steps & kAny && t.bias)) run.add(t.bias + first);
         if (Steps & kAny && t.residual) run.add(t.residual + row * t.residual_ld + first);
         if (adds_codes) run.template values<true>(t.residual_codes, row, first, residual.at(line, first));
-        if (Steps & kRelu) run.relu();
+        if (Steps & (kRelu | kRelu6)) run.relu();
+        if (Steps & kRelu6) run.at_most(6);
         if (Steps & kAny) run.activate(t);
         if (Steps & kAny && t.post_scale) run.multiply(t.post_scale + first);
         if (Steps & kAny && t.post_bias) run.add(t.post_bias + first);
@@ -229,14 +233,15 @@ void epilogue_of(const EpilogueTile& tile) {
 
 void epilogue(const EpilogueTile& t) {
   if (t.acc) return integer_epilogue(t);
-  const bool relu = t.activation == Activation::relu;
-  const bool common = (relu || t.activation == Activation::none) && !t.residual && !t.post_scale && !t.post_bias;
-  const int steps = (t.bias ? kBias : 0) | (relu ? kRelu : 0) | (t.residual_codes.codes ? kCodes : 0);
+  const bool common = t.activation != Activation::hardtanh && !t.residual && !t.post_scale && !t.post_bias;
+  const int activation = t.activation == Activation::relu ? kRelu : t.activation == Activation::relu6 ? kRelu6 : 0;
+  const int steps = (t.bias ? kBias : 0) | activation | (t.residual_codes.codes ? kCodes : 0);
   switch (common ? steps : kAny) {
     case kScales: return epilogue_of<kScales>(t);
     case kBias: return epilogue_of<kBias>(t);
     case kRelu: return epilogue_of<kRelu>(t);
     case kBias | kRelu: return epilogue_of<kBias | kRelu>(t);
+    case kBias | kRelu6: return epilogue_of<kBias | kRelu6>(t);
     case kBias | kCodes: return epilogue_of<kBias | kCodes>(t);
     case kBias | kCodes | kRelu: return epilogue_of<kBias | kCodes | kRelu>(t);
     default: return epilogue_of<kAny>(t);
