@@ -132,7 +132,8 @@ class PanelRun {
     for (int s = 0; s < layer_.segments(); ++s) {
       const SegmentKernel& kernel = layer_.kernel(group, s);
       if (kernel.k() == 0) continue;
-      add_row_terms(layer_.row_factor(s), kernel.k_padded(), {codes[s], rows, rows, kRowStride, 0, rows * kRowStride, 0});
+      add_row_terms(layer_.row_factor(s), kernel.k_padded(),
+                    {codes[s], rows, rows, kRowStride, 0, rows * kRowStride, 0});
       const int64_t bytes = kernel.prepared_bytes(rows);
       uint8_t* const to = bytes ? scratch(changed[s], bytes) : codes[s];
       if (bytes) kernel.prepare(codes[s], rows, to);

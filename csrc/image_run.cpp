@@ -139,7 +139,8 @@ class ImageRun {
     rows_.clear();
     for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h)
       rows_.push_back(in_image(h) ? line_of(lines, image, h) : zeros_.data());
-    const int safe = lines.channels > kFewChannels ? 0 : count - kFewChannels;  // nothing is read or written past the line
+    const int safe =
+        lines.channels > kFewChannels ? 0 : count - kFewChannels;  // nothing is read or written past the line
     for (int pixel = 0; pixel < count; ++pixel, to += lines.codes)
       copy_column(int64_t(pixel) * layer_.shape().channels, lines, pixel < safe, to);
   }
@@ -192,8 +193,7 @@ class ImageRun {
   PreparedRows prepared_rows(int s, int line, int lines, int ow, int width) const {
     const Lines& from = lines_[s];
     const int64_t pixel_bytes = layer_.kernel(0, s).prepared_codes_bytes(from.codes);
-    const uint8_t* first =
-        from.prepared + int64_t(line) * stride_h_ * from.line_bytes + ow * g_.stride_w * pixel_bytes;
+    const uint8_t* first = from.prepared + int64_t(line) * stride_h_ * from.line_bytes + ow * g_.stride_w * pixel_bytes;
     return {first,
             lines * width,
             width,

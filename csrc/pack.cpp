@@ -51,9 +51,8 @@ void SegmentKernel::cut() {
   for (int line = 0; line < lines; ++line)
     for (int at = 0; at < line_codes; at += shape_.block) {
       const int codes = std::min(shape_.block, line_codes - at);
-      pieces_.push_back(
-          {line * line_codes + at, codes, std::min(codes, line_used - at), taps_.any() ? line : at / shape_.block,
-           taps_.any() ? at : 0, column_bytes_});
+      pieces_.push_back({line * line_codes + at, codes, std::min(codes, line_used - at),
+                         taps_.any() ? line : at / shape_.block, taps_.any() ? at : 0, column_bytes_});
       column_bytes_ += brick_bytes(codes);
     }
 }

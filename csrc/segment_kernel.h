@@ -47,7 +47,7 @@ struct Taps {
   bool tall = false;
   bool any() const { return h > 0; }
   int count() const { return h * w; }
-  int lines() const { return tall ? 1 : h; }                 // that a position reads
+  int lines() const { return tall ? 1 : h; }  // that a position reads
   int pixels_in_one() const { return tall ? h : 1; }
 };
 

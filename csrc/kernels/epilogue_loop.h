@@ -211,9 +211,8 @@ void epilogue_of(const EpilogueTile& tile) {
         const int row = b.row + line;
         const RunSums sums(t, row, panel, first);
         const F row_scale = all<F>(t.row_scale[row]);
-        run.each([&](F& v, int at) __attribute__((always_inline)) {
-          v = to_floats(sums.at(Ints<F>{}, at)) * row_scale;
-        });
+        run.each([&](F& v, int at)
+                     __attribute__((always_inline)) { v = to_floats(sums.at(Ints<F>{}, at)) * row_scale; });
         run.multiply(t.w_scale + first);
         if (Steps & kBias || (Steps & kAny && t.bias)) run.add(t.bias + first);
         if (Steps & kAny && t.residual) run.add(t.residual + row * t.residual_ld + first);
