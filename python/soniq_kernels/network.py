@@ -179,8 +179,8 @@ class Network:
         times = [self._time(program, values) for _ in range(1 + runs)][1:] if profile else []
         medians = np.median(times, axis=0).tolist() if profile else [(None, None)] * len(program.steps)
         rows = [
-            Row(step.node, step.shape, kernels_of(step), step.products, *median, ceiling_of(step))
-            for step, median in zip(program.steps, medians, strict=True)
+            Row(step.node, step.shape, kernels_of(step), step.products, seconds, cycles, ceiling_of(step))
+            for step, (seconds, cycles) in zip(program.steps, medians, strict=True)
         ]
         return Profile(tuple(rows), program.nbytes)
 
