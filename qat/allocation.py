@@ -20,7 +20,6 @@ from .exactness import Pair
 from .tensors import InputQuantizer, Palette
 
 PALETTES: tuple[Palette, ...] = tuple((low, high) for low in range(1, 5) for high in range(4, 9) if low < high)
-LEAST_SHARE = 0.1  # of the channels at each of two levels
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,18 @@ class Budget:
     """What the tensors of a network may spend.
 
     target: average bits between the levels that the network was prepared with, counted as `bit_penalty` counts them.
-    blocks: channel counts that leave the kernels the least to pad.
+    blocks: channel counts that leave the kernels the least to pad. least_share: of the channels at each of two levels.
     """
 
-    def __init__(self, inputs: Sequence[InputQuantizer], target: float, cost: Cost, blocks: bool):
-        self.inputs, self.cost, self.blocks = inputs, cost, blocks
+    def __init__(
+        self,
+        inputs: Sequence[InputQuantizer],
+        target: float,
+        cost: Cost,
+        blocks: bool = False,
+        least_share: float = 0.1,
+    ):
+        self.inputs, self.cost, self.blocks, self.least_share = inputs, cost, blocks, least_share
         self.learned = [each.learned_bits().detach().double().cpu().numpy() for each in inputs]
         if not all(np.isfinite(bits).all() for bits in self.learned):
             raise FloatingPointError(
@@ -72,11 +78,7 @@ class Budget:
         tensors = [self._tensor(i, low, high) for i in range(len(self.inputs))]
         chosen = _choose(tensors, self.total, self._counts())
         if chosen is None:
-            cheapest = _spent(tensors, _cheapest(tensors, self._counts()[0]))
-            raise ValueError(
-                f"the palette {palette} cannot meet the target of {self._in_words(self.total)} with {LEAST_SHARE:.0%} of the "
-                f"channels at each level; the nearest that it can is {self._in_words(cheapest)}, or choose another palette"
-            )
+            raise ValueError(self._refusal(palette, _spent(tensors, _cheapest(tensors, self._counts()[0]))))
         learned = sum(w * len(bits) for w, bits in zip(self.weights, self.learned, strict=True))
         found = [(t.count[i], t.distortion[i], t.cost[i]) for t, i in zip(tensors, chosen, strict=True)]
         counts, distortions, costs = zip(*found, strict=True)
@@ -87,6 +89,21 @@ class Budget:
             float(sum(distortions) / learned),
             float(sum(costs)),
             self.total,
+        )
+
+    def require(self, palette: Palette, a_palette: Palette | None = None) -> None:
+        """Raises ValueError that names the nearest possible budget if the palette cannot meet this one."""
+        low, high = _levels(palette, a_palette or palette)
+        tensors = [self._tensor(i, low, high) for i in range(len(self.inputs))]
+        spent = _spent(tensors, _cheapest(tensors, self._counts()[0]))
+        if spent > _allowed(self.total):
+            raise ValueError(self._refusal(palette, spent))
+
+    def _refusal(self, palette: Palette, spent: float) -> str:
+        return (
+            f"the palette {palette} cannot meet the target of {self._in_words(self.total)} with {self.least_share:.0%} of the "
+            f"channels at each level; the nearest that it can is {self._in_words(spent)}, or choose another palette or "
+            "least_share"
         )
 
     def _in_words(self, spent: float) -> str:
@@ -100,7 +117,7 @@ class Budget:
     def _counts(self) -> tuple[float, float]:
         """The fewest and the most channels at the high level."""
         channels = sum(map(len, self.learned))
-        return (0, channels) if self.one_level else (LEAST_SHARE * channels, (1 - LEAST_SHARE) * channels)
+        return (0, channels) if self.one_level else (self.least_share * channels, (1 - self.least_share) * channels)
 
     def _tensor(self, i: int, low: Pair, high: Pair) -> _Options:
         each, bits = self.inputs[i], np.sort(self.learned[i])[::-1]

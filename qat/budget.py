@@ -25,6 +25,7 @@ def attach(
     model.soniq_left_float = dict(left_float)
     model.soniq_cost = "bits" if config.target_time is None else "time"
     model.soniq_float_bytes = float_bytes
+    model.soniq_least_share = config.least_share
     model.soniq_any_palette = config.palette == AUTO
 
 

@@ -28,6 +28,7 @@ class Config:
                   bytes of the float model's state_dict over that.
     target_time   time of the learned layers' products over their time at 8 bits, by the table of this machine (`soniq
                   calibrate`); `bit_penalty` and `freeze` then count time.
+    least_share   of the channels that each of two levels holds at least, 0 to 0.5; a target at one level is a uniform network.
     exclude       names (or fnmatch patterns) of layers that stay float32.
     first_bits, last_bits
                   precision of the first and the last layer in the order of execution; None: learned like the others.
@@ -50,6 +51,7 @@ class Config:
     target_bytes: float | None = None
     target_compression: float | None = None
     target_time: float | None = None
+    least_share: float = 0.1
     exclude: Sequence[str] = ()
     first_bits: int | None = 8
     last_bits: int | None = 8
@@ -79,6 +81,8 @@ class Config:
             )
         if self.other_target is None:
             object.__setattr__(self, "target_bits", self.start_bits)
+        if not 0 <= self.least_share <= 0.5:
+            raise ValueError(f"least_share is {self.least_share}, expected 0 to 0.5: each of two levels holds so much")
         for name in ("first_bits", "last_bits", "embedding_bits", "edge_bits"):
             if getattr(self, name) is not None:
                 _width(name, getattr(self, name))

@@ -45,7 +45,7 @@ def freeze(
     if learned:
         inputs = list(dict.fromkeys(layer.input for layer in learned))
         root = prepared_root(model)
-        budget = Budget(inputs, float(root.soniq_target_bits), cost or root.soniq_cost, blocks)
+        budget = Budget(inputs, float(root.soniq_target_bits), cost or root.soniq_cost, blocks, root.soniq_least_share)
         if palette is not None or not root.soniq_any_palette:
             table = [budget.allocate(palette or inputs[0].palette, None if palette else inputs[0].a_palette)]
         else:

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from .budget import attach
+from .allocation import Budget
+from .budget import attach, learned_layers
 from .config import AUTO, Config
 from .embeddings import QuantEmbedding, reason_to_stay_float
 from .exactness import INT32_MAX, accumulator_bound
@@ -65,7 +66,16 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     model.soniq_floats = [network.untraced] if network.untraced else []
     reasons = {name: reason for name, reason in left.items() if reason} | _unsupported(names) | embeddings
     attach(model, target_of(model, config, list(quantized.values()), float_bytes), config, float_bytes, reasons)
+    _refuse_impossible_budget(model, config)
     return model
+
+
+def _refuse_impossible_budget(model: nn.Module, config: Config) -> None:
+    """Before anything is trained, not at `freeze`."""
+    inputs = list(dict.fromkeys(layer.input for layer in learned_layers(model)))
+    if inputs and config.palette != AUTO:
+        budget = Budget(inputs, float(model.soniq_target_bits), model.soniq_cost, least_share=config.least_share)
+        budget.require(config.palette, config.a_palette)
 
 
 def _share_inputs(model: nn.Module, network: Network) -> None:

@@ -13,12 +13,13 @@ from torch import nn
 
 from qat_nets import images, prepared_cnn, quant_layers
 from soniq_kernels import gemm, isa, packing, planner, qat
-from soniq_kernels.qat.allocation import LEAST_SHARE, PALETTES, Budget
+from soniq_kernels.qat.allocation import PALETTES, Budget
 from soniq_kernels.qat.blocks import BYTES, PLANES, padded
 from soniq_kernels.qat.budget import average_bits, learned_layers
 from soniq_kernels.qat.cost import Shape, layer_cost, padded_channels, padding
 from soniq_kernels.qat.targets import bytes_of
 
+LEAST_SHARE = 0.1
 FAST = [tier for tier in isa.available() if tier != "reference"]
 needs_a_table = pytest.mark.skipif(not FAST, reason="this machine has the reference tier only")
 
@@ -72,26 +73,27 @@ def test_no_other_way_to_deal_the_levels_is_expected_to_lose_less(palette):
     assert min(within) <= found.distortion + 1e-9 and found.distortion <= min(with_less, default=np.inf) + 1e-9
 
 
-@pytest.mark.parametrize("target", [2.02, 2.5, 3.95])
+@pytest.mark.parametrize("target", [2.1, 2.5, 3.9])
 def test_each_level_holds_a_tenth_of_the_channels(target):
     """Also where one wide layer would take all of the budget, or leave none."""
     model = linears(40, 10, 10, 4, target_bits=target)
     with torch.no_grad():
         learned_layers(model)[0].precision.fill_(-3.0 if target < 3 else 3.0)
-    try:
-        qat.freeze(model)
-    except ValueError as refused:  # the nearest that it names is one that it can
-        nearest = float(str(refused).split("the nearest that it can is ")[1].split()[0])
-        model.soniq_target_bits.fill_(nearest + 1e-3)
-        qat.freeze(model)
+    qat.freeze(model)
     layers = learned_layers(model)
     share = sum(int((layer.bits == 4).sum()) for layer in layers) / sum(layer.channels for layer in layers)
     assert LEAST_SHARE <= share <= 1 - LEAST_SHARE
 
 
 def test_a_target_too_near_to_a_level_names_the_nearest():
+    """Before anything is trained; the one it names is one that it can."""
     with pytest.raises(ValueError, match="the nearest that it can is 2.2000 average bits"):
-        qat.freeze(linears(10, 10, 10, target_bits=2.05))
+        linears(10, 10, 10, target_bits=2.05)
+    qat.freeze(linears(10, 10, 10, target_bits=2.2))
+    few = qat.freeze(linears(10, 10, 10, target_bits=2.1, least_share=0))
+    assert sum(int((layer.bits == 4).sum()) for layer in learned_layers(few)) == 1
+    with pytest.raises(ValueError, match="least_share is 0.6, expected 0 to 0.5"):
+        qat.Config(least_share=0.6)
 
 
 # --- palettes --------------------------------------------------------------------------------------------------------
@@ -208,7 +210,9 @@ def test_a_target_in_bytes_that_is_out_of_reach_names_the_nearest():
     with pytest.raises(ValueError, match="target_bytes is 100, .* the nearest possible is") as refused:
         linears(96, 96, 96, 8, target_bytes=100)
     nearest = int(str(refused.value).split("the nearest possible is ")[1].split(";")[0])
-    linears(96, 96, 96, 8, target_bytes=nearest + 1)
+    linears(96, 96, 96, 8, target_bytes=nearest + 1, least_share=0)
+    with pytest.raises(ValueError, match="with 10% of the channels at each level; the nearest that it can is"):
+        linears(96, 96, 96, 8, target_bytes=nearest + 1)
     with pytest.raises(ValueError, match="target_compression is 40, .* the nearest possible is"):
         linears(96, 96, 96, 8, target_compression=40)
 
