@@ -103,10 +103,10 @@ class PostTraining:
         self.config()
 
     def config(self) -> Config:
-        """What `prepare` is told."""
+        """What `prepare` is told; what can be met is for the allocation here to say."""
         fields = ("palette", "a_palette", "first_bits", "last_bits", "exclude", "a_grid", "a_scale", "edge_bits")
         target = self.target if self.unit == "bits" else None
-        return Config(target_bits=target, **{name: getattr(self, name) for name in fields})
+        return Config(target_bits=target, least_share=0, **{name: getattr(self, name) for name in fields})
 
 
 def quantize_model(model: nn.Module, calibration: Iterable[object], how: PostTraining | None = None) -> nn.Module:
