@@ -37,14 +37,20 @@ class Results:
 
     def __init__(self, name: str):
         self.name, self.file = name, RESULTS / f"{name}.json"
-        self.found = json.loads(self.file.read_text()) if self.file.is_file() else {"machine": machine(), "runs": {}}
+        self.found: dict[str, Any] = {"machine": machine(), "runs": {}}
+        self._read()
+
+    def _read(self) -> None:
+        if self.file.is_file():
+            self.found = json.loads(self.file.read_text())
 
     @property
     def runs(self) -> dict[str, dict[str, Any]]:
         return self.found["runs"]
 
     def keep(self, run: str, figures: Mapping[str, Any]) -> None:
-        """Add figures to a run and write the file."""
+        """Add figures to a run and write the file, in which another process may have added a run."""
+        self._read()
         self.runs[run] = self.runs.get(run, {}) | dict(figures)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_suffix(".part")
