@@ -32,7 +32,7 @@ def table(rows: Rows, measure: str) -> str:
             continue
         lines.append([
             name, _average(found, "inner_bits"), _average(found, "network_bits"), _average(found, "compression") + "x",
-            _spread(mean_and_error([r[measure] for r in found])), _spread(to_float(rows, name, measure), "+"), ", ".join(str(r["seed"]) for r in found),
+            spread(mean_and_error([r[measure] for r in found])), spread(to_float(rows, name, measure), "+"), ", ".join(str(r["seed"]) for r in found),
             _average(found, "planner_us"), _average(found, "packed_cpu_us"), *_mismatches(found),
         ])  # fmt: skip
     return markdown(lines)
@@ -43,7 +43,8 @@ def _average(found: list[dict[str, Any]], key: str) -> str:
     return f"{np.mean(values):.2f}" if values else ""
 
 
-def _spread(found: tuple[float, float] | None, sign: str = "") -> str:
+def spread(found: tuple[float, float] | None, sign: str = "") -> str:
+    """A mean and its standard error, which one value does not have."""
     if found is None:
         return "missing"
     return f"{found[0]:{sign}.3f}" + (f" ± {found[1]:.3f}" if np.isfinite(found[1]) else "")
@@ -97,7 +98,7 @@ def verdict(found: tuple[float, float] | None, limit: float, better: int = 1) ->
     """The difference, and whether it keeps the limit; better: 1 where more is better, -1 where less is."""
     if found is None:
         return "missing"
-    return f"{found[0]:+.3f} ± {found[1]:.3f}: {'yes' if better * (found[0] - limit) >= 0 else 'no'}"
+    return f"{spread(found, '+')}: {'yes' if better * (found[0] - limit) >= 0 else 'no'}"
 
 
 def picture(rows: Rows, measure: str, file: Path) -> None:

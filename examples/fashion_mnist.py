@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from comparison import Rows, above, curve, to_float, verdict
+from comparison import Rows, above, curve, spread, to_float, verdict
 from demo_data import fashion_mnist
 from experiment import Experiment, Recipe
 from runs import Store
@@ -121,7 +121,7 @@ def goals(rows: Rows) -> list[tuple[str, str]]:
     ]
     for along, unit in (("inner_bits", "bits"), ("planner_us", "µs")):
         points = above(rows, "accuracy", along)
-        text = ", ".join(f"{at:.2f} {unit}: {more:+.2f} ± {error:.2f}" for at, more, error in points)
+        text = ", ".join(f"{at:.2f} {unit}: {spread((more, error), '+')}" for at, more, error in points)
         found.append((f"not below uniform at equal {unit} by more than a standard error", text or "missing"))
     return [*found, ("between 1 and 2 bits above uniform by a third of its gap", _of_gap(rows))]
 
