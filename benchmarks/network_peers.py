@@ -46,7 +46,7 @@ def torch_int8(model: Any, images: Floats, threads: int) -> Call:
 
 def onnxruntime_int8(model: Any, images: Floats, threads: int) -> Call:
     """ONNX Runtime's MLAS on a QDQ model with per-channel weights."""
-    return _onnxruntime(_quantized_onnx(model, images), images, threads)
+    return _onnxruntime(quantized_onnx(model, images), images, threads)
 
 
 def openvino_int8(model: Any, images: Floats, threads: int) -> Call:
@@ -55,7 +55,7 @@ def openvino_int8(model: Any, images: Floats, threads: int) -> Call:
 
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     core = ov.Core()
-    request = core.compile_model(core.read_model(_quantized_onnx(model, images)), "CPU", config).create_infer_request()
+    request = core.compile_model(core.read_model(quantized_onnx(model, images)), "CPU", config).create_infer_request()
     return lambda: request.infer({0: images}, share_inputs=True, share_outputs=False)[0]
 
 
@@ -134,7 +134,7 @@ def as_onnx(model: Any, images: Floats) -> bytes:
     return file.getvalue()
 
 
-def _quantized_onnx(model: Any, images: Floats) -> bytes:
+def quantized_onnx(model: Any, images: Floats) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 for package in ("torch", "pytest_benchmark", "matplotlib", "rich", "typer"):
@@ -94,6 +95,23 @@ def test_networks_add_up(importable):
     rows = [{**row, "shape": list(layer.shape)} for layer in shapes.NETWORKS["MiniLM-L6"]]
     assert pages.network_totals(rows) == {"MiniLM-L6": {pages.BEST_INT8: 72.0, "somebody": 72.0}}
     assert pages.network_totals(rows[1:]) == {}
+
+
+def test_peak_memory_of_a_process(importable, tmp_path):
+    """A page judges by OpenVINO's peak; a process that loads more has a higher one, whatever its parent had."""
+    from benchmarks import memory
+
+    np.save(tmp_path / "small.npy", np.zeros(1000, np.float32))
+    np.save(tmp_path / "large.npy", np.ones(10_000_000, np.float32))
+    small, large = (memory.peak("", tmp_path / name, tmp_path / name) for name in ("small.npy", "large.npy"))
+    assert large - small > 30_000_000
+    machine = json.loads((ROOT / "benchmarks/results/memory.json").read_text())["machine"]
+    rows = [
+        {"network": "n", "name": name, "file_bytes": 1, "peak_bytes": peak}
+        for name, peak in ((memory.OPENVINO, 100), ("1x1", 25), ("4x4", 26))
+    ]
+    page = memory.page({"machine": machine, "rows": rows})
+    assert "| 1x1 | 0.0 | 0.0 | 25%, ok |" in page and "26%, missed" in page
 
 
 def test_targets_name_rows_that_are_measured(importable):
