@@ -63,7 +63,8 @@ class PostTraining:
                     one sample's products in learned layers, by this machine's table of costs. None: a quarter of the way.
     smooth          bring channels of a tensor nearer to each other: into the layer in front where there is one that
                     alone makes the tensor, else (with a_scale="per_row") by a product in front of the layer
-    rounding        choose the codes of a Linear's weights one after the other, each making good for those before
+    rounding        choose the codes of a Linear's weights one after the other, each making good for those before;
+                    only with many more rows than inputs, or it fits the calibration and nothing else
     items           rows of a Linear's input, per layer, that calibration looks at; a 32nd of it for images
     steps           steps of reconstruction of each layer; 0: none
     network_steps   steps of reconstruction of the whole network's output (`loss`), after that of the layers
@@ -82,7 +83,7 @@ class PostTraining:
     a_scale: Literal["static", "per_row"] = "static"
     edge_bits: int | None = 8
     smooth: bool = True
-    rounding: bool = True
+    rounding: bool = False
     items: int = 1024
     steps: int = 200
     network_steps: int = 0
