@@ -174,4 +174,4 @@ def test_report_counts_float_weights_as_32():
     model = nn.Sequential(nn.Embedding(2, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     report = qat.report(qat.prepare(model, qat.Config(exclude=["2"]), torch.tensor([0, 1])))
     assert report.average_bits == (16 * 32 + 64 * 8 + 64 * 32) / 144
-    assert report.layers[0].kernel == "float: a Embedding is not supported"
+    assert report.layers[0].kernel == "float: Config(embedding_bits=8) would pack its rows"
