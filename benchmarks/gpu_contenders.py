@@ -302,9 +302,14 @@ def _gemlite(layer: Layer, what: str) -> Ready:
         made.pack(codes, scale.to(torch.float16), zero.to(torch.float16), None)
         return made
 
+    return _of_modules(layer, one, bits, what)
+
+
+def _of_modules(layer: Layer, one: Callable[[], Any], bits: int, what: str) -> Ready:
+    """Another library's module, made by `one`, and copies of it until the caches cannot hold them."""
     first = one()
     require_near(layer, first(layer.x), ERRORS[bits], what)
-    size = n * k * bits // 8
+    size = layer.shape[1] * layer.shape[2] * bits // 8
     sets = [first] + [one() for _ in range(min(8, copies(layer, size)) - 1)]
     return Ready([lambda f=f: f(layer.x) for f in sets], size, "float activations")  # type: ignore[misc]
 
@@ -336,8 +341,4 @@ def _humming(layer: Layer, what: str) -> Ready:
         made.prepare_default_kernel_configs()
         return made
 
-    first = one()
-    require_near(layer, first(layer.x), ERRORS[bits], what)
-    size = n * k * bits // 8
-    sets = [first] + [one() for _ in range(min(8, copies(layer, size)) - 1)]
-    return Ready([lambda f=f: f(layer.x) for f in sets], size, "float activations")  # type: ignore[misc]
+    return _of_modules(layer, one, bits, what)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers import Unavailable
+from benchmarks.peers import Unavailable, onnxruntime_session
 
 Floats = NDArray[np.float32]
 Call = Callable[[], Floats]
@@ -160,13 +160,6 @@ def quantized_onnx(model: Any, images: Floats) -> bytes:
 
 
 def _onnxruntime(model: bytes, images: Floats, threads: int) -> Call:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(model, threads)
     name = session.get_inputs()[0].name
     return lambda: session.run(None, {name: images})[0]

@@ -132,7 +132,8 @@ def _onnx_model(nodes: list[Any], constants: dict[str, Any], y_shape: Any, x_sha
     return bytes(model.SerializeToString())
 
 
-def _onnxruntime(model: bytes, x: Floats, threads: int) -> Call:
+def onnxruntime_session(model: bytes, threads: int) -> Any:
+    """Raises Unavailable if it refuses the model."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -142,9 +143,13 @@ def _onnxruntime(model: bytes, x: Floats, threads: int) -> Call:
     # Its threads spin during a call and rest after it, or they would take the cores of whoever is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base but Exception
         raise Unavailable(f"ONNX Runtime refuses the model: {_first_line(error)}") from None
+
+
+def _onnxruntime(model: bytes, x: Floats, threads: int) -> Call:
+    session = onnxruntime_session(model, threads)
     return lambda: session.run(None, {"x": x})[0]
 
 

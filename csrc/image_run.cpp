@@ -11,8 +11,8 @@
 //
 // A run is padded to the family's unit by weights of 0, which meet the next pixel's codes and add nothing.
 //
-// Few channels (Taps::tall), which would make short runs, mostly padding: a line is made for each output line, of columns of as many pixels as the kernel has rows, and
-// there is one run for a position:
+// Few channels (Taps::tall), which would make short runs, mostly padding: a line is made for each output line, of columns of as
+// many pixels as the kernel has rows, and there is one run for a position:
 //
 //   | 0,0  1,0  2,0 | 0,1  1,1  2,1 | 0,2  1,2  2,2 | ...        row of the kernel, column of the image: a pixel's channels
 #include <algorithm>
@@ -116,7 +116,7 @@ class ImageRun {
 
   bool in_image(int h) const { return h >= 0 && h < g_.in_h; }
 
-  // The segment's channels of every pixel that taps read, or of every column of them, zeros beside them, and behind the last one.
+  // The segment's channels of every pixel, or column of pixels, that taps read, zeros beside them, and behind the last one.
   const uint8_t* padded_line(const Lines& lines, int image, int h) {
     const int64_t size = int64_t(pixels_ + g_.stride_w) * lines.codes + kPixelSlack;
     padded_.assign(size_t(size), 0);

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from comparison import Rows, to_float, verdict
-from experiment import Experiment, Recipe
+from experiment import All, Epochs, Experiment, Recipe, Recipes, Seeds, Table, Threads
 from runs import Store
 from torch import Tensor, nn
 
@@ -145,15 +145,13 @@ EXPERIMENT = Experiment(
 
 
 def main(
-    recipe: Annotated[list[str] | None, typer.Option(help="a recipe; may be repeated")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="may be repeated; default 0, 1 and 2")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="every recipe, the most important first")] = False,
-    table: Annotated[bool, typer.Option("--table", help="write results.md and results.png")] = False,
-    epochs: Annotated[
-        int | None, typer.Option(help="of every recipe, for trials; results go to a folder of their own")
-    ] = None,
+    recipe: Recipes = None,
+    seed: Seeds = None,
+    all_: All = False,
+    table: Table = False,
+    epochs: Epochs = None,
     data_path: Annotated[Path | None, typer.Option(help="folder with the texts")] = None,
-    threads: Annotated[int, typer.Option(help="of torch")] = 1,
+    threads: Threads = 1,
 ) -> None:
     """Train what is missing, then write the tables."""
     experiment = EXPERIMENT.of_epochs(epochs)

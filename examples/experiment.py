@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+import typer
 from comparison import SEEDS, Rows, write_tables
 from runs import Progress, Stage, Store, Task, command_line, console, evidence, machine, sizes, train
 from torch import Tensor, nn
@@ -28,6 +29,14 @@ from soniq_kernels import qat
 from soniq_kernels.qat.budget import learned_layers
 
 WEIGHT_DECAY = 1e-2
+
+# Options of every experiment's command.
+Recipes = Annotated[list[str] | None, typer.Option(help="a recipe; may be repeated")]
+Seeds = Annotated[list[int] | None, typer.Option(help="may be repeated; default 0, 1 and 2")]
+All = Annotated[bool, typer.Option("--all", help="every recipe, the most important first")]
+Table = Annotated[bool, typer.Option("--table", help="write results.md and results.png")]
+Epochs = Annotated[int | None, typer.Option(help="of every recipe, for trials; results go to a folder of their own")]
+Threads = Annotated[int, typer.Option(help="of torch")]
 
 
 @dataclass(frozen=True)

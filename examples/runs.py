@@ -283,7 +283,7 @@ def _cpu_us(packed: nn.Module, inputs: Tensor, rounds: int = 10) -> float:
 
 
 def sizes(model: nn.Module) -> dict[str, Any]:
-    """Bits and times of a frozen model: what the issue of compression is about."""
+    """Bits, compression and the planner's time of a frozen model."""
     report = qat.report(model)
     learned = learned_layers(model)
     channels = {name: dict(sorted(Counter(layer.bits.tolist()).items())) for name, layer in quantized_layers(model)}

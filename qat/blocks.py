@@ -1,7 +1,8 @@
 """Kernel blocks: what the kernels compute of a segment, which is more than its channels.
 
 A segment's run of codes (the channels of a Linear, the taps of one line of a convolution) is padded to whole steps of the
-kernel's inner loop: 64 channels of a bit plane, else 32 codes (csrc/pack.cpp). A second segment pads a second time.
+kernel's inner loop: 64 channels of a bit plane, else 32 codes. A second segment pads a second time. This is an estimate:
+convolutions with few channels make one run of all their lines, and products of bytes skip the end of a run (csrc/README.md).
 """
 
 from __future__ import annotations

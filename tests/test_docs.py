@@ -97,3 +97,31 @@ def test_readme_speeds_are_the_results_files():
     for result in results:
         assert result["machine"]["date"] in readme
         assert result["machine"]["versions"]["torch"] in readme
+
+
+def test_readme_networks_are_the_results_files():
+    """Every figure of the README's paragraph on whole networks is that of benchmarks/results/cnns.json or memory.json."""
+    readme = (ROOT / "README.md").read_text()
+    rows = json.loads((ROOT / "benchmarks/results/cnns.json").read_text())["rows"]
+    found = {(row["network"], row["name"]): row for row in rows if (row["batch"], row["threads"]) == (1, 1)}
+
+    def over(network: str, label: str, whom: str = "best") -> str:
+        return f"{found[network, label][f'over_{whom}_int8']:.2f}x"
+
+    deep, deeper = (
+        [over(net, label) for label in ("1x1", "{1,4}, 80 % low", "4x4")] for net in ("ResNet-18", "ResNet-50")
+    )
+    assert (
+        f"ResNet-18 {deep[0]} with inner layers of 1 bit, {deep[1]} with 1 and 4 bits mixed, {deep[2]} with 4 bits"
+        in readme
+    )
+    assert f"ResNet-50 {deeper[0]}, {deeper[1]} and {deeper[2]}" in readme
+    slim = over("MobileNetV2", "4x4"), over("MobileNetV2", "4x4", "torch")
+    assert f"MobileNetV2 with 4 bits reaches {slim[0]} (over torch's INT8 alone {slim[1]})" in readme
+    assert f"ResNet-20 with 4 bits {over('ResNet-20', '4x4')}" in readme
+    peaks = {
+        row["name"]: row["peak_bytes"]
+        for row in json.loads((ROOT / "benchmarks/results/memory.json").read_text())["rows"]
+    }
+    shares = [f"{100 * peak / peaks['OpenVINO INT8']:.0f}" for name, peak in peaks.items() if "INT8" not in name]
+    assert f"Peak memory of ResNet-18 is {min(shares)} to {max(shares)} % of OpenVINO's" in readme
