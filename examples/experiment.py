@@ -5,7 +5,9 @@ Every recipe of a seed starts from the same float network, the teacher, and gets
     teacher    float, from scratch
     fp32       the teacher, trained on like everything below
     uniform    every channel of the inner layers at the same bits
+    wide       the same with the activations of `soniq`
     soniq      two levels: bits learned in the noise phase, then fixed
+    tied       the same with as many bits of a channel's activations as of its weights
     random     the same two levels at the same average, dealt at random
     magnitude  the same, to the channels with the largest weights
 """
@@ -41,11 +43,16 @@ Threads = Annotated[int, typer.Option(help="of torch")]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of the table. target: average bits of the inner layers; edges: bits of the first and the last layer."""
+    """One row of the table.
+
+    palette, a_palette: of the weights and of the activations; None: the same. target: average bits of the inner layers'
+    weights. edges: bits of the first and the last layer.
+    """
 
     family: str
     palette: tuple[int, int] = (32, 32)
     target: float = 32.0
+    a_palette: tuple[int, int] | None = None
     edges: int = 8
 
 
@@ -99,7 +106,7 @@ class Experiment:
         last = Stage("folded", folded, partial(self._groups, part=0.1), qat.fix_batch_norm)
         if recipe.family == "fp32":
             return [Stage("float", sum(self.epochs), partial(_float_groups, rate=self.rate))]
-        if recipe.family == "soniq":
+        if recipe.family in ("soniq", "tied"):
             return [Stage("noise", noise, self._groups), Stage("exact", exact, self._groups, qat.freeze), last]
         return [Stage("exact", noise + exact, self._groups, partial(_allocate, family=recipe.family)), last]
 
@@ -136,7 +143,8 @@ class Experiment:
         done = train(model, self.stages(recipe), data, self.store.checkpoint(name, seed), label)
         others: dict[str, Any] = {"teacher": data.score(teacher)}
         if recipe.family != "fp32":
-            others |= {"palette": recipe.palette, "target": recipe.target, **sizes(model)}
+            a_palette = recipe.a_palette or recipe.palette
+            others |= {"palette": recipe.palette, "a_palette": a_palette, "target": recipe.target, **sizes(model)}
             others |= evidence(model, self.factory, data.test_inputs, self.batch)
         result = self._result(name, seed, done, data.score(model), **others)
         file = self.store.write(result)
@@ -186,7 +194,7 @@ def _prepared(teacher: nn.Module, recipe: Recipe, example: Tensor) -> nn.Module:
     if recipe.family == "fp32":
         return model
     bits = {"first_bits": recipe.edges, "last_bits": recipe.edges}
-    config = qat.Config(palette=recipe.palette, target_bits=recipe.target, **bits)
+    config = qat.Config(palette=recipe.palette, a_palette=recipe.a_palette, target_bits=recipe.target, **bits)
     return qat.prepare(model, config, example)
 
 

@@ -31,6 +31,7 @@ import soniq_kernels
 from soniq_kernels import isa, qat
 from soniq_kernels.qat.budget import average_bits, learned_layers, quantized_layers
 from soniq_kernels.qat.cost import product_ns
+from soniq_kernels.qat.layers import name_of_pair
 
 HERE = Path(__file__).resolve().parent
 console = Console(highlight=False)
@@ -286,7 +287,10 @@ def sizes(model: nn.Module) -> dict[str, Any]:
     """Bits, compression and the planner's time of a frozen model."""
     report = qat.report(model)
     learned = learned_layers(model)
-    channels = {name: dict(sorted(Counter(layer.bits.tolist()).items())) for name, layer in quantized_layers(model)}
+    channels = {
+        name: {name_of_pair(pair): count for pair, count in sorted(_pairs(layer).items())}
+        for name, layer in quantized_layers(model)
+    }
     return {
         "inner_bits": round(float(average_bits(learned or _inner(model))), 4),
         "network_bits": round(report.average_bits, 4),
@@ -294,6 +298,11 @@ def sizes(model: nn.Module) -> dict[str, Any]:
         "planner_us": round(planner_us(model), 3),
         "channels": channels,
     }
+
+
+def _pairs(layer: qat.QuantLayer) -> Counter[tuple[int, int]]:
+    """Input channels of each (bits of the weights, bits of the activations)."""
+    return Counter(zip(layer.bits.tolist(), layer.a_bits.tolist(), strict=True))
 
 
 def _inner(model: nn.Module) -> list[qat.QuantLayer]:
@@ -306,9 +315,9 @@ def planner_us(model: nn.Module) -> float:
     total = 0.0
     for _, layer in quantized_layers(model):
         outputs = len(layer.weight) // layer.groups
-        for bits, count in Counter(layer.bits.tolist()).items():
+        for pair, count in _pairs(layer).items():
             products = count * layer.weights_per_channel * layer.rows
-            total += products * product_ns(bits, bits, outputs, layer.rows)
+            total += products * product_ns(*pair, outputs, layer.rows)
     return total / 1000
 
 
