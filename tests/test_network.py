@@ -165,6 +165,33 @@ def test_a_file_is_the_same_network(tmp_path, residual, images):
     assert {n: p.shape for n, p in layers.items()} == {n: p.shape for n, p in net.layers.items()}
 
 
+def test_weights_are_held_once(tmp_path, residual, images):
+    """A loaded network keeps the panels that it runs on; its file serves other tiers and saving, also without its name."""
+    path = tmp_path / "network.safetensors"
+    residual.network().save(path)
+    loaded, expected = soniq_kernels.load_network(path), residual.expected(images)
+    assert all(packed.planes is not None for packed in loaded.layers.values())
+    path.unlink()
+    cases.assert_same_bits(loaded(images), expected)
+    assert all(packed.planes is None for packed in loaded.layers.values())
+    with isa.use("reference"):
+        cases.assert_same_bits(loaded(images), expected)
+    loaded.save(path)
+    cases.assert_same_bits(soniq_kernels.load_network(path)(images), expected)
+
+
+def test_a_file_that_was_overwritten(tmp_path, residual, images):
+    """What is built goes on; what would need the file says so."""
+    path = tmp_path / "network.safetensors"
+    residual.network().save(path)
+    loaded, expected = soniq_kernels.load_network(path), residual.expected(images)
+    loaded(images)
+    path.write_bytes(bytes(path.stat().st_size))
+    cases.assert_same_bits(loaded(images), expected)
+    with pytest.raises(ValueError, match="file was overwritten; load the file again"):
+        loaded.save(tmp_path / "other.safetensors")
+
+
 def test_nchw(residual, images):
     """Images as torch has them, going in and coming out."""
     net = residual.network(layout="NCHW", outputs=("y", "p", "c"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +37,59 @@ def load_layers(path: str | Path) -> dict[str, packing.PackedWeights]:
             f"{path} is a network of format version {metadata.get('version')!r}, this release reads versions {LAYERS_ONLY} "
             f"and {WITH_NODES}; install a matching release"
         )
-    names = list(_described(metadata, path)["layers"])
-    layers = {}
-    with safe_open(str(path), framework="np") as file:
-        for name in names:
-            try:
-                layers[name] = from_bytes(file.get_tensor(f"{name}.packed").tobytes())
-            except (SafetensorError, ValueError) as error:
-                raise ValueError(f"{path}: layer {name}: {error}") from None
+    file, layers = _File(path), {}
+    for name in _described(metadata, path)["layers"]:
+        try:
+            layers[name] = from_bytes(data := file.read(name))
+        except ValueError as error:
+            raise ValueError(f"{path}: layer {name}: {error}") from None
+        layers[name].drop_portable_when_built(partial(file.again, name, _metadata_of(data)["sha256"]))
     return layers
+
+
+class _File:
+    """A network's file, kept open: a layer can be read again, also when the name is gone.
+
+    Read, not mapped: whoever truncates the file would kill a process that has it mapped, and pages count as memory in use.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        size = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        self._places: dict[str, Any] = json.loads(os.pread(self._file, size, 8))  # _metadata has checked the header
+        self._start = 8 + size
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+    def read(self, layer: str) -> bytes:
+        """The bytes of the file of one layer. Raises ValueError if there are none."""
+        if f"{layer}.packed" not in self._places:
+            raise ValueError(f"the file has no tensor {layer}.packed")
+        first, end = self._places[f"{layer}.packed"]["data_offsets"]
+        return os.pread(self._file, end - first, self._start + first)
+
+    def again(self, layer: str, digest: str) -> packing.PackedWeights | None:
+        """The same layer once more; None if the file was overwritten."""
+        try:
+            found = from_bytes(data := self.read(layer))
+        except ValueError:
+            return None
+        return found if _metadata_of(data)["sha256"] == digest else None
 
 
 def from_bytes(data: bytes) -> packing.PackedWeights:
     """The layer whose file has these bytes. Raises ValueError if they are no such file."""
     try:
         parts = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except SafetensorError as error:
         raise ValueError(f"these {len(data)} bytes are not packed weights: {error}") from None
-    return packing.from_tensors(parts, header.get("__metadata__", {}))
+    return packing.from_tensors(parts, _metadata_of(data))
+
+
+def _metadata_of(data: bytes) -> dict[str, str]:
+    """Of a safetensors file that can be read."""
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
 
 
 def to_bytes(packed: packing.PackedWeights) -> bytes:

@@ -56,6 +56,7 @@ class Program:
         self._base = -self._block.ctypes.data % ALIGNMENT
         self._tensors: dict[str, Any] = {}
         self.steps = [self._bind(i, node, geometry[i]) for i, node in enumerate(net.nodes)]
+        self._build(geometry)
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """The outputs, as copies, of the inputs: contiguous float32 arrays and Activations."""
@@ -107,6 +108,16 @@ class Program:
             raise ValueError(f"{in_words(index, node)}: {error}") from None
 
     # ---- calls -----------------------------------------------------------------------------------------------------
+    def _build(self, geometry: Sequence[Any]) -> None:
+        """The layers' panels, the largest first: the others fit into the memory that it needed on the way."""
+        layers = [
+            (step.packed, _rows(step), place)
+            for step, place in zip(self.steps, geometry, strict=True)
+            if step.packed is not None
+        ]
+        for packed, rows, place in sorted(layers, key=lambda each: -each[0].nbytes):
+            packed.layer(rows, place.dilation_w)
+
     def _bind(self, index: int, node: Node, geometry: Any) -> Step:
         x, y = [self._tensor(name) for name in node.inputs], [self._tensor(name) for name in node.outputs]
         shape = self._shapes[node.outputs[0]]

@@ -89,8 +89,10 @@ class PackedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of the portable bit planes, scales and biases."""
-        arrays = [*self._portable("nbytes"), self.scale, self.bias, self.post_scale, self.post_bias]
-        return sum(a.nbytes for a in arrays if a is not None) + sum(a.nbytes for a in self.scales_at_bits.values())
+        vectors = [self.scale, self.bias, self.post_scale, self.post_bias, *self.scales_at_bits.values()]
+        streams = [(stream_length(self.plan, self.shape, i) + 7) // 8 for i in range(len(self.plan.segments))]
+        planes = sum(s.w.bits * bytes_ for s, bytes_ in zip(self.plan.segments, streams, strict=True))
+        return planes + sum(v.nbytes for v in vectors if v is not None)
 
     # ---- codes -----------------------------------------------------------------------------------------------------
     def codes(self) -> NDArray[np.uint8]:
@@ -163,12 +165,18 @@ class PackedWeights:
             self.layer()
         self.planes = None
 
+    def drop_portable_when_built(self, again: Callable[[], PackedWeights | None]) -> None:
+        """As `drop_portable(again)`, but with the first panels that are built from now on: until then nothing is read again."""
+        self._again = again
+
     def _portable(self, wanted: str) -> list[NDArray[np.uint8]]:
         if self.planes is not None:
             return self.planes
         same = self._again() if self._again is not None else None
         if same is None or same.planes is None:
-            raise ValueError(f"{wanted} needs the portable copy, which drop_portable() freed; load the file again")
+            raise ValueError(
+                f"{wanted} needs the portable copy, which drop_portable() freed or whose file was overwritten; load the file again"
+            )
         return same.planes
 
     # ---- GPUs ------------------------------------------------------------------------------------------------------
@@ -227,6 +235,8 @@ class PackedWeights:
                 _unpack_streams(self, planes), tier, list(families), share_pixels,
             )  # fmt: skip
             self._layers[key] = BuiltLayer(layer, time.perf_counter() - began)
+            if self._again is not None:
+                self.planes = None
         return self._layers[key]
 
     def _kept(self, tier: str) -> list[tuple[str, ...]]:
@@ -473,15 +483,21 @@ def stream_length(plan: Plan, shape: tuple[int, ...], segment: int) -> int:
     return plan.segments[segment].channels * taps * (shape[0] // groups)
 
 
+_UNPACKED_AT_ONCE = 2**16  # codes: they stay in the cache while plane by plane is added, and no second copy of all is needed
+
+
 def _unpack_streams(packed: PackedWeights, portable: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
     """uint8 codes of each segment, [output][tap][channel of the output's group]."""
     streams = []
     for i, planes in enumerate(portable):
         count = stream_length(packed.plan, packed.shape, i)
         stream: NDArray[np.uint8] = np.zeros(count, np.uint8)
-        for plane in planes:
-            np.left_shift(stream, 1, out=stream)
-            np.bitwise_or(stream, np.unpackbits(plane, count=count, bitorder="little"), out=stream)
+        for first in range(0, count, _UNPACKED_AT_ONCE):
+            part = stream[first : first + _UNPACKED_AT_ONCE]
+            for plane in planes:
+                bits = plane[first // 8 : (first + _UNPACKED_AT_ONCE) // 8]
+                np.left_shift(part, 1, out=part)
+                np.bitwise_or(part, np.unpackbits(bits, count=len(part), bitorder="little"), out=part)
         streams.append(stream)
     return streams
 
