@@ -483,7 +483,9 @@ def stream_length(plan: Plan, shape: tuple[int, ...], segment: int) -> int:
     return plan.segments[segment].channels * taps * (shape[0] // groups)
 
 
-_UNPACKED_AT_ONCE = 2**16  # codes: they stay in the cache while plane by plane is added, and no second copy of all is needed
+_UNPACKED_AT_ONCE = (
+    2**16
+)  # codes: they stay in the cache while plane by plane is added, and no second copy of all is needed
 
 
 def _unpack_streams(packed: PackedWeights, portable: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
