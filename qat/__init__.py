@@ -12,6 +12,7 @@ from soniq_kernels._optional import require
 
 require("torch", extra="torch")
 
+from .any_bits import at_bits, fit_widths, set_width, widths  # noqa: E402
 from .between import float_tensors  # noqa: E402
 from .budget import bit_penalty, param_groups, penalize  # noqa: E402
 from .config import Config  # noqa: E402
@@ -41,10 +42,12 @@ __all__ = [
     "QuantConv2d",
     "QuantLayer",
     "QuantLinear",
+    "at_bits",
     "bit_penalty",
     "check_finite",
     "convert",
     "distill",
+    "fit_widths",
     "fix_batch_norm",
     "float_tensors",
     "freeze",
@@ -56,6 +59,8 @@ __all__ = [
     "quantize_model",
     "report",
     "save",
+    "set_width",
     "teacher",
     "verify",
+    "widths",
 ]

@@ -130,7 +130,8 @@ def param_groups(
     Only weights (parameters with two dimensions or more) decay. scale_lr defaults to lr: scales are learned as a factor
     of their first value, so one rate suits all. bits_lr defaults to 10 * lr. The groups do not change with the phase.
     """
-    scales = [layer.weight_gain for _, layer in quantized_layers(model)]
+    layers = [layer for _, layer in quantized_layers(model)]
+    scales = [layer.weight_gain for layer in layers] + [l.nested.gain for l in layers if l.nested is not None]
     precisions = []
     for module in model.modules():
         if isinstance(module, TensorQuantizer):

@@ -37,6 +37,8 @@ class Config:
                   scale of its largest value, found as it comes. Such an input arrives as float32, not as codes.
     fold_batch_norm
                   a BatchNorm that alone reads a layer's output becomes part of that layer's scale and bias.
+    nested_bits   lower widths that the weights of the learned layers shall be readable at too, from the same file: 1 to one
+                  less than the high level. docs/any_bits.md.
     embedding_bits
                   precision of the rows of every nn.Embedding; None leaves them float32. They do not count towards a target.
     edge_bits     precision of residual sums' operands and of what average pools read, so that the packed network can keep
@@ -58,6 +60,7 @@ class Config:
     a_grid: ActivationGrid = "auto"
     a_scale: ActivationScale = "static"
     fold_batch_norm: bool = True
+    nested_bits: Sequence[int] = ()
     embedding_bits: int | None = None
     edge_bits: int | None = 8
 
@@ -86,6 +89,7 @@ class Config:
         for name in ("first_bits", "last_bits", "embedding_bits", "edge_bits"):
             if getattr(self, name) is not None:
                 _width(name, getattr(self, name))
+        object.__setattr__(self, "nested_bits", self._nested())
         if isinstance(self.exclude, str):
             raise TypeError(
                 f"exclude is the string {self.exclude!r}, expected a list of names; write [{self.exclude!r}]"
@@ -94,6 +98,18 @@ class Config:
             raise ValueError(f"a_grid is {self.a_grid!r}, expected 'auto', 'bipolar' or 'unsigned'")
         if self.a_scale not in ("static", "per_row"):
             raise ValueError(f"a_scale is {self.a_scale!r}, expected 'static' or 'per_row'")
+
+    def _nested(self) -> tuple[int, ...]:
+        """The lower widths, each once, falling."""
+        if not isinstance(self.nested_bits, (tuple, list)):
+            raise TypeError(f"nested_bits is {self.nested_bits!r}, expected a list of widths, such as [2, 4]")
+        found = tuple(sorted({_width("nested_bits", bits) for bits in self.nested_bits}, reverse=True))
+        high = self.levels[1]
+        if found and found[0] >= high:
+            raise ValueError(
+                f"nested_bits has {found[0]}, expected widths below {high}, the high level of the palette, which is there in any case"
+            )
+        return found
 
     def _check_targets(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx, nn
 
 from soniq_kernels import packing
@@ -17,6 +19,7 @@ from .exactness import WEIGHT_GRID
 from .freeze import frozen_layers
 from .layers import QuantConv1d, QuantConv2d, QuantLayer
 from .lower import lower
+from .nested import ALL, Planes
 from .nodes import LEAVES
 from .norms import PackedNorm, QuantNorm
 from .packed_layers import PackedConv1d, PackedConv2d, PackedLayer, PackedLinear
@@ -37,6 +40,8 @@ def convert(model: nn.Module, codes: bool = True) -> nn.Module:
     """
     frozen_layers(model)
     shipped = copy.deepcopy(unwrapped(model)).cpu().eval()
+    for _, layer in frozen_layers(shipped):
+        layer.read_planes(ALL)
     swap(shipped, {module: packed for module in shipped.modules() if (packed := _packed(module)) is not None})
     root = prepared_root(shipped)
     del root.soniq_target_bits, root.soniq_multiplier  # of training only
@@ -66,7 +71,7 @@ def to_codes(packed: nn.Module) -> None:
         packed.soniq_floats = [str(reason)]
         return
     _give(packed, unfused)
-    packed.register_load_state_dict_post_hook(_renew)
+    packed.register_load_state_dict_post_hook(renew)
 
 
 def _give(packed: nn.Module, unfused: fx.Graph) -> None:
@@ -76,7 +81,7 @@ def _give(packed: nn.Module, unfused: fx.Graph) -> None:
         give_forward(packed, lowered.graph, **{UNFUSED: unfused})
 
 
-def _renew(packed: nn.Module, *_) -> None:
+def renew(packed: nn.Module, *_) -> None:
     """Other weights may have other bits, which the codes between layers follow."""
     if hasattr(packed, UNFUSED):
         _give(packed, trace(packed, LEAVES, UNFUSED))
@@ -93,12 +98,15 @@ def pack_layer(layer: QuantLayer) -> PackedLayer:
         codes, bits, a_bits = (
             t.unflatten(-1, (-1, layer.spread)).transpose(-1, -2).flatten(-2) for t in (codes, bits, a_bits)
         )
+    scales, biases = vectors_at_bits(layer)
     packed = packing.pack(
         codes.numpy(),
         packing.Plan.mixed(w_bits=bits.numpy(), a_bits=a_bits.numpy(), w_grid=WEIGHT_GRID, a_grid=layer.kind),
         scale.numpy(),
         bias=None if bias is None else bias.numpy(),
         activation_scale=PER_ROW if layer.input.per_row else float(layer.input.scale()),
+        scales_at_bits=scales,
+        biases_at_bits=biases,
     )
     factor = layer.input_factor().clone() if layer.input.smooths else None
     if not isinstance(layer, QuantConv2d):
@@ -106,3 +114,17 @@ def pack_layer(layer: QuantLayer) -> PackedLayer:
     if not isinstance(layer, QuantConv1d):
         return PackedConv2d(packed, layer.place, factor)
     return PackedConv1d(packed, layer.place, None if factor is None else factor.squeeze(-1))
+
+
+def vectors_at_bits(layer: QuantLayer) -> tuple[dict[int, NDArray[np.float32]], dict[int, NDArray[np.float32]]]:
+    """({q: scale}, {q: bias}) for the lower widths, float32 [O]; no biases where all widths have the same one."""
+    lower = [] if layer.nested is None else [bits for bits in layer.nested.bits if bits < layer.widest]
+    scales, biases = {}, {}
+    for bits in lower:
+        layer.read_planes(Planes(bits))
+        scale, bias = layer.shipped()
+        scales[bits] = scale.numpy()
+        if layer.norm is not None:
+            biases[bits] = bias.numpy()
+    layer.read_planes(ALL)
+    return scales, biases

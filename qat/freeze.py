@@ -55,6 +55,8 @@ def freeze(
     for layer in layers:
         layer.input.precision.requires_grad_(False)
         layer.set_phase(EXACT)
+        if layer.nested is not None:
+            layer.nested.start(layer)
     for module in model.modules():
         if isinstance(module, QuantEmbedding):
             module.fit()

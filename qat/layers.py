@@ -27,6 +27,7 @@ from .exactness import (
 )
 from .folding import fold_batch_norm
 from .geometry import Geometry, along_weight
+from .nested import ALL, Nested, Planes, mixture
 from .quantizer import Table, codes, levels, noisy
 from .scales import fit_scale, learned
 from .tensors import InputQuantizer, Palette
@@ -58,6 +59,8 @@ class QuantLayer(nn.Module):
     input        the quantizer of the layer's input; another layer's where both read one tensor (`share_input`)
     spread       input features per channel of the quantizer: pixels, where the layer reads a flattened image
     weight_unit, weight_gain [O]: scale = unit * |gain|; the gain is learned
+    nested       what it has for lower widths, if it is trained for any
+    planes       which planes of the weights it reads; all, but while another width is trained or looked at
     rows         rows of the layer's matrix products for one sample of the example input (output pixels of a convolution)
     """
 
@@ -76,6 +79,8 @@ class QuantLayer(nn.Module):
         device = layer.weight.device
         self.weight, self.bias = layer.weight, layer.bias
         self.norm: nn.Module | None = None
+        self.nested: Nested | None = None
+        self.planes = ALL
         self.rows = 1
         self.channels, self.spread = channels_of(layer), spread
         self.weight_gain = nn.Parameter(torch.ones(len(layer.weight), device=device))
@@ -103,6 +108,7 @@ class QuantLayer(nn.Module):
         pairs = _pairs(self.bits, self.a_bits)
         self.pairs: tuple[Pair, ...] = tuple(sorted(set(pairs)))
         self.widths = tuple(sorted({w for w, _ in self.pairs}))
+        self.widest = max(self.input.w_bits.tolist())
         self.bound = self._bound(pairs)
 
     def _bound(self, pairs: list[Pair]) -> int:
@@ -111,6 +117,22 @@ class QuantLayer(nn.Module):
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
         self.phase_index = int(self.phase)
+
+    def read_planes(self, planes: Planes) -> None:
+        """Read these planes of the weights from now on. Raises ValueError if the layer has no such width or cannot mix them."""
+        is_there = self.nested is not None and planes.bits in self.nested.bits
+        if planes.bits < self.widest and not is_there:
+            widths = "no lower width" if self.nested is None else f"{self.nested.bits}"
+            raise ValueError(f"the layer is trained for {widths}, not for {planes.bits} bits; see Config(nested_bits=...)")
+        before, self.planes = self.planes, planes
+        self.read_bits()
+        if len(self.pairs) > 2:
+            found, self.planes = self.pairs, before
+            self.read_bits()
+            raise ValueError(
+                f"reading some channels at {planes.bits} bits gives {len(found)} precisions ({', '.join(map(name_of_pair, found))}), "
+                "a layer has at most two; read all of them so"
+            )
 
     def set_phase(self, phase: int) -> None:
         self.phase.fill_(phase)
@@ -176,8 +198,9 @@ class QuantLayer(nn.Module):
 
     @property
     def bits(self) -> Tensor:
-        """int64 [input features]: fixed precisions of the weights."""
-        return self._features(self.input.w_bits)
+        """int64 [input features]: fixed precisions of the weights, as they are read."""
+        bits = self.input.w_bits
+        return self._features(bits if self.planes == ALL else self.planes.of(bits))
 
     @property
     def a_bits(self) -> Tensor:
@@ -213,10 +236,47 @@ class QuantLayer(nn.Module):
         """uint8 codes, shaped like `kernel`: what `convert` packs."""
         return codes(self.kernel.detach(), self._per_output(self.weight_scale()), self.weight_table())
 
+    def weight_levels(self) -> Tensor:
+        """Whole numbers in float32, shaped like `kernel`, with a gradient to the weight."""
+        return levels(self.kernel, self._per_output(self.weight_scale()), self.weight_table())
+
     def shipped(self) -> tuple[Tensor, Tensor | None]:
         """(scale, bias) of the epilogue, float32 [O], a batch norm folded in with its running statistics."""
+        full = self._shipped(None)
+        lower = self._lower
+        if lower is None:
+            return full
+        share = self.low_share()
+        return tuple(
+            None if a is None else mixture(a, b, share) for a, b in zip(full, self._shipped(lower), strict=True)
+        )
+
+    def low_share(self) -> Tensor:
+        """float64 [O]: the share of the channels an output reads that is read at the lower width."""
+        low = self._features(self.planes.low(len(self.input.bits))).view(self.groups, -1)
+        share = low.sum(1).double() / low.shape[1]
+        return share.repeat_interleave(len(self.weight) // self.groups).to(self.weight.device)
+
+    @property
+    def _lower(self) -> int | None:
+        """The width below the full one at which channels are read."""
+        return self.planes.bits if self.planes.bits < self.widest else None
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all channels are read at one width."""
+        return self._lower is None or self.planes.share == 1
+
+    def _sum_scale(self, lower: int | None) -> Tensor:
+        """The scale behind the integer sum at the full or a lower width."""
         scale = self.weight_scale()
-        norm = self.norm
+        return scale if lower is None else self.nested.scale(scale, lower, self.weight[0].numel())
+
+    def _norm_at(self, lower: int | None) -> nn.Module | None:
+        return self.norm if lower is None else self.nested.norm(lower)
+
+    def _shipped(self, lower: int | None) -> tuple[Tensor, Tensor | None]:
+        scale, norm = self._sum_scale(lower), self._norm_at(lower)
         if norm is None:
             return scale, self.bias
         bias = torch.zeros_like(scale) if self.bias is None else self.bias
@@ -236,12 +296,12 @@ class QuantLayer(nn.Module):
             x = self.entering(x.float())
             if self.phase_index == NOISE:
                 return self._normalized(self._noisy(x))
-            if self.norm is not None and self.norm.training and self.phase_index == EXACT:
-                return self._normalized(self._exact(x, self.weight_scale(), self.bias))
+            if self.norm is not None and self.norm.training and self.phase_index == EXACT and self._whole:
+                return self._normalized(self._exact(x, self._sum_scale(self._lower), self.bias))
             return self._exact(x, *self.shipped())
 
     def _normalized(self, y: Tensor) -> Tensor:
-        return y if self.norm is None else self.norm(y)
+        return y if self.norm is None else self._norm_at(self._lower)(y)
 
     def entering(self, x: Tensor) -> Tensor:
         """x times the factor of each channel, if the input has factors: exact, they are powers of two."""
@@ -273,7 +333,7 @@ class QuantLayer(nn.Module):
     def _exact(self, x: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         input_scale = self.input.scale_for(x, self.row_dims)
         levels_x = levels(x, input_scale, self._input_table())
-        levels_w = levels(self.kernel, self._per_output(self.weight_scale()), self.weight_table())
+        levels_w = self.weight_levels()
         segments = segment_factor((self.bits, self.a_bits), self.kernel, self.kind, self.pairs)
         if segments is not None:
             levels_w = levels_w * segments

@@ -50,8 +50,9 @@ class PackedLayer(nn.Module):
         old = self.packed_weights()
         if old.post_scale is None:
             new = packing.pack(
-                old.codes(), old.plan, old.scale, old.bias, old.activation_scale, norm.g.numpy(), norm.h.numpy()
-            )
+                old.codes(), old.plan, old.scale, old.bias, old.activation_scale, norm.g.numpy(), norm.h.numpy(),
+                old.scales_at_bits, old.biases_at_bits,
+            )  # fmt: skip
             self.packed = torch_ops.weights_to_tensor(new)
 
     def with_norm(self, y: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from .budget import attach, learned_layers
 from .config import AUTO, Config
 from .embeddings import QuantEmbedding, reason_to_stay_float
 from .exactness import INT32_MAX, accumulator_bound
+from .nested import Nested
 from .layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear, name_of_pair
 from .network import Network, add_edges, study
 from .norms import QuantNorm
@@ -44,7 +45,8 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     candidates = [layer for layer in names if type(layer) in KINDS]
     _refuse_unmatched(config, [names[layer] for layer in candidates])
     seen, result = observe(model, candidates, example_input)
-    palettes = _palettes(seen, config)
+    fixed = _fixed(seen, config)
+    palettes = _palettes(seen, fixed, config)
     left = {names[layer]: _reason_to_stay_float(layer, names[layer], seen, palettes, config) for layer in candidates}
     taken = [layer for layer in candidates if left[names[layer]] is None]
     if not taken:
@@ -56,6 +58,8 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     for layer in taken:
         spread = network.pixels.get(names[layer], 1)
         quantized[layer] = _quantized(layer, palettes[layer], seen[layer], config, folded.get(layer), spread)
+        if layer not in fixed and config.nested_bits:
+            quantized[layer].nested = Nested(config.nested_bits, quantized[layer])
     norms: dict[nn.Module, nn.Module] = {norm: QuantNorm(norm) for norm in network.norms}
     rows, embeddings = _embeddings(names, config)
     swap(model, {**quantized, **norms, **rows, **{norm: nn.Identity() for norm in folded.values()}})
@@ -142,14 +146,19 @@ def _unsupported(names: dict[nn.Module, str]) -> dict[str, str]:
     return reasons
 
 
-def _palettes(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, Palettes]:
-    """(low, high) bits of every layer's weights and activations: the palettes, or one fixed precision for the first and
-    the last layer."""
+def _fixed(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, int]:
+    """{the first and the last layer: bits}, where they have one fixed precision."""
     last = max((s.order for s in seen.values()), default=0)
-    fixed = {last: config.last_bits} | {0: config.first_bits or (config.last_bits if last == 0 else None)}
-    bits = {layer: fixed.get(s.order) for layer, s in seen.items()}
+    bits = {last: config.last_bits} | {0: config.first_bits or (config.last_bits if last == 0 else None)}
+    return {layer: fixed for layer, s in seen.items() if (fixed := bits.get(s.order)) is not None}
+
+
+def _palettes(
+    seen: dict[nn.Module, Seen], fixed: dict[nn.Module, int], config: Config
+) -> dict[nn.Module, Palettes]:
+    """(low, high) bits of every layer's weights and activations: the palettes, or one fixed precision."""
     learned = config.levels, config.a_palette or config.levels
-    return {layer: learned if b is None else ((b, b), (b, b)) for layer, b in bits.items()}
+    return {layer: ((b, b), (b, b)) if (b := fixed.get(layer)) else learned for layer in seen}
 
 
 def _reason_to_stay_float(

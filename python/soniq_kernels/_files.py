@@ -17,7 +17,7 @@ from soniq_kernels.weights import PackedWeights, activation_scale_of, check_pack
 
 FORMAT, VERSION = "soniq", "1"
 _VECTORS = ("scale", "bias", "post_scale", "post_bias")
-_AT_BITS = "scale_at_bits."
+_AT_BITS = {"scale_at_bits.": "scales_at_bits", "bias_at_bits.": "biases_at_bits"}  # {prefix: attribute}
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -28,7 +28,7 @@ def to_tensors(packed: PackedWeights) -> tuple[Tensors, dict[str, str]]:
     tensors: Tensors = {f"planes.{i}": p for i, p in enumerate(packed._portable("save"))}
     tensors["segment_of"] = packed.plan.segment_of().astype(np.uint8)
     tensors |= {name: v for name in _VECTORS if (v := getattr(packed, name)) is not None}
-    tensors |= {f"{_AT_BITS}{q}": s for q, s in packed.scales_at_bits.items()}
+    tensors |= {f"{prefix}{q}": v for prefix, name in _AT_BITS.items() for q, v in getattr(packed, name).items()}
     scale = packed.activation_scale
     layer = {
         "shape": list(packed.shape),
@@ -88,15 +88,19 @@ def from_tensors(tensors: Tensors, metadata: dict[str, str]) -> PackedWeights:
     if metadata.get("sha256") != _digest(tensors, metadata["layer"]):
         raise ValueError("the contents do not match their checksum; the file was damaged or edited")
     plan = Plan.of_segments(tensors["segment_of"], grids)
-    at_bits = {int(n[len(_AT_BITS) :]): t for n, t in tensors.items() if n.startswith(_AT_BITS)}
+    at_bits = {
+        name: {int(n[-1]): t for n, t in tensors.items() if n.startswith(prefix)} for prefix, name in _AT_BITS.items()
+    }
     planes = [tensors[f"planes.{i}"] for i in range(len(grids))]
     vectors = {name: tensors.get(name) for name in _VECTORS[1:]}
     if len(plan.segments) != len(grids) or [(s.w, s.a) for s in plan.segments] != grids:
         raise ValueError("segments are not in the order [low | high], or one of them has no channel")
     for i, p in enumerate(planes):
         _check_planes(p, stream_length(plan, shape, i), f"planes.{i}")
+    if at_bits["biases_at_bits"] and vectors["bias"] is None:
+        raise ValueError("there are biases of fewer bits but the tensor bias is missing")
     packed = PackedWeights(
-        plan, shape, planes, tensors["scale"], activation_scale=activation_scale, scales_at_bits=at_bits, **vectors
+        plan, shape, planes, tensors["scale"], activation_scale=activation_scale, **vectors, **at_bits
     )
     check_packed(packed)
     return packed
@@ -124,7 +128,7 @@ def _check_layout(
     for i in range(len(grids)):
         expected[f"planes.{i}"] = ("U8", shapes.get(f"planes.{i}", ("", ()))[1])
     for name in shapes:
-        if name in _VECTORS or (name.startswith(_AT_BITS) and name[len(_AT_BITS) :] in "12345678"):
+        if name in _VECTORS or (name[:-1] in _AT_BITS and name[-1] in "12345678"):
             expected[name] = ("F32", (shape[0],))
     if set(shapes) != set(expected):
         odd = sorted(set(shapes) ^ set(expected))

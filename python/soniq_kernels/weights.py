@@ -33,7 +33,7 @@ class PackedWeights:
         plan: of the input channels. shape: (N, K), or (O, kh, kw, I / groups). groups: 1 for a linear layer.
         scale: float32 [out_channels]. bias, post_scale, post_bias: float32 [out_channels] or None.
         activation_scale: float, "per_row" or None; how float32 inputs are quantized.
-        scales_at_bits: {q: float32 [out_channels]}, scales to use when read at q bits.
+        scales_at_bits, biases_at_bits: {q: float32 [out_channels]}, what to use when read at q bits.
         planes: per segment, uint8 [bits, bytes]: one dense bit stream per plane over (output, tap, channel), most
             significant plane first, bit i of a stream in byte i // 8 at position i % 8; None after `drop_portable`.
     """
@@ -49,6 +49,7 @@ class PackedWeights:
         post_scale: NDArray[np.float32] | None = None,
         post_bias: NDArray[np.float32] | None = None,
         scales_at_bits: dict[int, NDArray[np.float32]] | None = None,
+        biases_at_bits: dict[int, NDArray[np.float32]] | None = None,
     ) -> None:
         self.plan = plan
         self.shape = shape
@@ -59,6 +60,7 @@ class PackedWeights:
         self.post_scale = post_scale
         self.post_bias = post_bias
         self.scales_at_bits = scales_at_bits or {}
+        self.biases_at_bits = biases_at_bits or {}
         self._layers: dict[
             tuple[str, tuple[str, ...], bool], BuiltLayer
         ] = {}  # by tier, families and whether pixels are shared
@@ -89,7 +91,8 @@ class PackedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of the portable bit planes, scales and biases."""
-        vectors = [self.scale, self.bias, self.post_scale, self.post_bias, *self.scales_at_bits.values()]
+        vectors = [self.scale, self.bias, self.post_scale, self.post_bias]
+        vectors += [*self.scales_at_bits.values(), *self.biases_at_bits.values()]
         streams = [(stream_length(self.plan, self.shape, i) + 7) // 8 for i in range(len(self.plan.segments))]
         planes = sum(s.w.bits * bytes_ for s, bytes_ in zip(self.plan.segments, streams, strict=True))
         return planes + sum(v.nbytes for v in vectors if v is not None)
@@ -119,11 +122,16 @@ class PackedWeights:
                 out[outputs, ..., part] = levels * (scale[outputs] * np.float32(2.0**s.w.exponent))
         return out
 
-    def at_bits(self, bits: int) -> PackedWeights:
-        """The same weights at `bits` bits or fewer: the low planes dropped, scales from `scales_at_bits` where given.
+    def at_bits(self, bits: int, low: Any = None) -> PackedWeights:
+        """The same weights at `bits` bits or fewer: the low planes dropped, scale and bias from `scales_at_bits` and
+        `biases_at_bits` where given.
+
+        low: bool [channels], the input channels to read so; None: all. The scale and the bias of an output then lie between
+        those of both widths, in proportion to the channels it reads at either (float64, rounded once).
 
         Raises:
-            ValueError: a weight grid other than bipolar without offset, whose planes do not nest.
+            ValueError: a weight grid other than bipolar without offset, whose planes do not nest; channels at more than two
+                precisions; `low` of another shape.
         """
         q = _arrays.integer(bits, "bits", 1, 8)
         for s in self.plan.segments:
@@ -131,13 +139,36 @@ class PackedWeights:
                 raise ValueError(
                     f"at_bits needs bipolar weights without offset, this layer has {s.w}; quantize at {q} bits instead"
                 )
-        grids = [(Grid("bipolar", min(q, s.w.bits), 0, s.w.shift), s.a) for s in self.plan.segments]
-        plan = Plan.of_segments(self.plan.segment_of(), grids)
-        drop = per_weight(self.plan, self.shape, [s.w.bits - min(q, s.w.bits) for s in self.plan.segments])
+        mask = self._low_channels(low)
+        plan = self._plan_at(q, mask)
+        bits_of = [np.array([s.w.bits for s in p.segments])[p.segment_of()] for p in (self.plan, plan)]
+        drop = _per_channel(self.shape, bits_of[0] - bits_of[1])
+        share = np.repeat(mask.reshape(self.groups, -1).mean(axis=1), self.out_channels // self.groups)
+        scale = _between(self.scale, self.scales_at_bits.get(q), share)
+        bias = None if self.bias is None else _between(self.bias, self.biases_at_bits.get(q), share)
         return pack(
-            self.codes() >> drop, plan, self.scales_at_bits.get(q, self.scale), self.bias, self.activation_scale,
-            self.post_scale, self.post_bias, self.scales_at_bits,
+            self.codes() >> drop, plan, scale, bias, self.activation_scale, self.post_scale, self.post_bias,
+            self.scales_at_bits, self.biases_at_bits,
         )  # fmt: skip
+
+    def _low_channels(self, low: Any) -> NDArray[np.bool_]:
+        mask = np.ones(self.plan.channels, bool) if low is None else np.asarray(low)
+        if mask.dtype != bool or mask.shape != (self.plan.channels,):
+            raise ValueError(f"low is {mask.dtype} {list(mask.shape)}, expected bool [{self.plan.channels}], one a channel")
+        return mask
+
+    def _plan_at(self, q: int, low: NDArray[np.bool_]) -> Plan:
+        """The plan with the weights of the channels `low` at q bits or fewer."""
+        segments = self.plan.segments
+        fewer = [(Grid("bipolar", min(q, s.w.bits), 0, s.w.shift), s.a) for s in segments]
+        each = [fewer[i] if is_low else (segments[i].w, segments[i].a)
+                for i, is_low in zip(self.plan.segment_of(), low, strict=True)]  # fmt: skip
+        grids = list(dict.fromkeys(each))
+        if len(grids) > 2:
+            raise ValueError(
+                f"reading some channels at {q} bits gives {len(grids)} precisions, a layer has at most two; read all of them so"
+            )
+        return Plan.of_segments([grids.index(pair) for pair in each], grids)
 
     # ---- files -----------------------------------------------------------------------------------------------------
     def to_tensors(self) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -290,6 +321,7 @@ def pack(
     post_scale: Any = None,
     post_bias: Any = None,
     scales_at_bits: dict[int, Any] | None = None,
+    biases_at_bits: dict[int, Any] | None = None,
 ) -> PackedWeights:
     """Packs weight codes.
 
@@ -300,7 +332,7 @@ def pack(
         bias: float32 [N], added after the scales; a batch norm is folded into `scale` and `bias`.
         activation_scale: float or "per_row", serves float32 inputs.
         post_scale, post_bias: float32 [N], a batch norm behind the activation function.
-        scales_at_bits: {q: float32 [N]}, scales that `at_bits(q)` takes instead of `scale`.
+        scales_at_bits, biases_at_bits: {q: float32 [N]}, what `at_bits(q)` takes instead of `scale` and `bias`.
 
     Raises:
         ValueError: shapes or codes that do not fit, or a K so large that the int32 result could overflow.
@@ -310,11 +342,8 @@ def pack(
     check_largest_codes(array, per_weight(plan, array.shape, [s.w.cmax for s in plan.segments]), "codes")
     _check_bound(plan, groups, int(np.prod(array.shape[1:-1], dtype=np.int64)))
     n = array.shape[0]
-    if not isinstance(scales_at_bits, (dict, type(None))):
-        raise TypeError(f"scales_at_bits is a {type(scales_at_bits).__name__}, expected {{bits: float32 [{n}]}}")
-    at_bits = {
-        _arrays.integer(q, "scales_at_bits", 1, 8): _weight_scale(s, n) for q, s in (scales_at_bits or {}).items()
-    }
+    if biases_at_bits and bias is None:
+        raise ValueError("biases_at_bits is given without bias; give bias too, of zeros if there is none at full width")
     return PackedWeights(
         plan,
         array.shape,
@@ -324,7 +353,8 @@ def pack(
         activation_scale_of(activation_scale),
         _optional_vector(post_scale, "post_scale", n),
         _optional_vector(post_bias, "post_bias", n),
-        at_bits,
+        _vectors_at_bits(scales_at_bits, "scales_at_bits", n),
+        _vectors_at_bits(biases_at_bits, "biases_at_bits", n),
     )
 
 
@@ -432,7 +462,8 @@ def check_packed(packed: PackedWeights) -> None:
         if s.w.cmax < 2**s.w.bits - 1 and stream.max(initial=0) > s.w.cmax:
             raise ValueError(f"weights have code {stream.max()}, above {s.w.cmax}, the largest of the {s.w.kind} grid")
     for name, vector in [("scale", packed.scale), ("bias", packed.bias), ("post_scale", packed.post_scale),
-                         ("post_bias", packed.post_bias), *packed.scales_at_bits.items()]:  # fmt: skip
+                         ("post_bias", packed.post_bias), *packed.scales_at_bits.items(),
+                         *packed.biases_at_bits.items()]:  # fmt: skip
         if vector is not None and not np.isfinite(vector).all():
             raise ValueError(f"{name} has non-finite values")
 
@@ -445,12 +476,31 @@ def _optional_vector(x: Any, name: str, n: int) -> NDArray[np.float32] | None:
     return None if x is None else _arrays.float_vector(x, name, n)
 
 
+def _vectors_at_bits(vectors: Any, name: str, n: int) -> dict[int, NDArray[np.float32]]:
+    if not isinstance(vectors, (dict, type(None))):
+        raise TypeError(f"{name} is a {type(vectors).__name__}, expected {{bits: float32 [{n}]}}")
+    return {_arrays.integer(q, name, 1, 8): _arrays.float_vector(v, name, n) for q, v in (vectors or {}).items()}
+
+
+def _between(
+    full: NDArray[np.float32], lower: NDArray[np.float32] | None, share: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """A vector of outputs that read a share of their channels at the lower width."""
+    if lower is None:
+        return full
+    return (full.astype(np.float64) * (1 - share) + lower.astype(np.float64) * share).astype(np.float32)
+
+
 # ---- streams and planes --------------------------------------------------------------------------------------------
 def per_weight(plan: Plan, shape: tuple[int, ...], values: list[Any]) -> NDArray[Any]:
     """One value per segment, spread over weights of `shape`: [N or 1, 1.., I / groups], which broadcasts."""
-    groups = plan.channels // shape[-1]
-    by_group = np.array(values)[plan.segment_of().reshape(groups, -1)]
-    each = 1 if groups == 1 else shape[0] // groups
+    return _per_channel(shape, np.array(values)[plan.segment_of()])
+
+
+def _per_channel(shape: tuple[int, ...], values: NDArray[Any]) -> NDArray[Any]:
+    """One value per input channel, spread likewise."""
+    by_group = values.reshape(-1, shape[-1])
+    each = 1 if len(by_group) == 1 else shape[0] // len(by_group)
     return np.repeat(by_group, each, axis=0).reshape(-1, *[1] * (len(shape) - 2), shape[-1])
 
 
