@@ -21,7 +21,9 @@ def nested_layers(model: nn.Module) -> list[QuantLayer]:
     """The layers that are trained for lower widths. Raises ValueError if there is none, or before `freeze`."""
     found = [layer for _, layer in frozen_layers(model) if layer.nested is not None]
     if not found:
-        raise ValueError("no layer is trained for lower widths; prepare the model with Config(nested_bits=[2, 4]), for example")
+        raise ValueError(
+            "no layer is trained for lower widths; prepare the model with Config(nested_bits=[2, 4]), for example"
+        )
     return found
 
 
@@ -86,7 +88,9 @@ def at_bits(packed: nn.Module, bits: int, share: float = 1.0) -> nn.Module:
     layers = [layer for layer in lower.modules() if isinstance(layer, PackedLayer)]
     nested = [layer for layer in layers if layer.packed_weights().scales_at_bits]
     if not nested:
-        raise ValueError("no layer is trained for lower widths; prepare the model with Config(nested_bits=[2, 4]), for example")
+        raise ValueError(
+            "no layer is trained for lower widths; prepare the model with Config(nested_bits=[2, 4]), for example"
+        )
     for layer in nested:
         _read(layer, bits, share)
     renew(lower)

@@ -123,7 +123,9 @@ class QuantLayer(nn.Module):
         is_there = self.nested is not None and planes.bits in self.nested.bits
         if planes.bits < self.widest and not is_there:
             widths = "no lower width" if self.nested is None else f"{self.nested.bits}"
-            raise ValueError(f"the layer is trained for {widths}, not for {planes.bits} bits; see Config(nested_bits=...)")
+            raise ValueError(
+                f"the layer is trained for {widths}, not for {planes.bits} bits; see Config(nested_bits=...)"
+            )
         before, self.planes = self.planes, planes
         self.read_bits()
         if len(self.pairs) > 2:
@@ -301,7 +303,8 @@ class QuantLayer(nn.Module):
             return self._exact(x, *self.shipped())
 
     def _normalized(self, y: Tensor) -> Tensor:
-        return y if self.norm is None else self._norm_at(self._lower)(y)
+        norm = self._norm_at(self._lower)
+        return y if norm is None else norm(y)
 
     def entering(self, x: Tensor) -> Tensor:
         """x times the factor of each channel, if the input has factors: exact, they are powers of two."""

@@ -13,8 +13,8 @@ from .budget import attach, learned_layers
 from .config import AUTO, Config
 from .embeddings import QuantEmbedding, reason_to_stay_float
 from .exactness import INT32_MAX, accumulator_bound
-from .nested import Nested
 from .layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear, name_of_pair
+from .nested import Nested
 from .network import Network, add_edges, study
 from .norms import QuantNorm
 from .observe import Seen, observe
@@ -153,9 +153,7 @@ def _fixed(seen: dict[nn.Module, Seen], config: Config) -> dict[nn.Module, int]:
     return {layer: fixed for layer, s in seen.items() if (fixed := bits.get(s.order)) is not None}
 
 
-def _palettes(
-    seen: dict[nn.Module, Seen], fixed: dict[nn.Module, int], config: Config
-) -> dict[nn.Module, Palettes]:
+def _palettes(seen: dict[nn.Module, Seen], fixed: dict[nn.Module, int], config: Config) -> dict[nn.Module, Palettes]:
     """(low, high) bits of every layer's weights and activations: the palettes, or one fixed precision."""
     learned = config.levels, config.a_palette or config.levels
     return {layer: ((b, b), (b, b)) if (b := fixed.get(layer)) else learned for layer in seen}

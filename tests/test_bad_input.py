@@ -279,6 +279,24 @@ def test_at_bits(packed, q):
 def test_scales_at_bits(scales):
     """{q: float32 [N]} with q in 1..8."""
     refused(lambda: packing.pack(CODES, PLAN, ONES, scales_at_bits=scales))
+    refused(lambda: packing.pack(CODES, PLAN, ONES, bias=ONES, biases_at_bits=scales))
+
+
+def test_biases_at_bits_without_bias():
+    refused(lambda: packing.pack(CODES, PLAN, ONES, biases_at_bits={2: ONES}))
+
+
+@pytest.mark.parametrize("low", [[True], np.ones(3, bool), np.arange(1000), 0.5, "all"], ids=str)
+def test_at_bits_of_some_channels(packed, low):
+    """bool [channels]."""
+    refused(lambda: packed.at_bits(2, low))
+
+
+def test_at_bits_of_some_channels_at_three_precisions():
+    """2 and 8 bits, some of the 8 read at 4."""
+    plan = packing.Plan.mixed(w_bits=[2, 8, 8], a_bits=[4, 4, 4])
+    packed = packing.pack(np.zeros((2, 3), np.uint8), plan, np.ones(2, F32))
+    refused(lambda: packed.at_bits(4, np.array([False, True, False])))
 
 
 # ---- float weights ------------------------------------------------------------------------------------------------------

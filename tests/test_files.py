@@ -89,12 +89,14 @@ def test_round_trip_without(tmp_path, missing):
 def test_scale_per_row_and_scales_of_fewer_bits_come_back(tmp_path):
     """activation_scale="per_row" and one scale vector per width."""
     two = np.arange(1, 7, dtype=F32)
-    packed = sample(activation_scale="per_row", scales_at_bits={2: two})
+    packed = sample(activation_scale="per_row", scales_at_bits={2: two}, biases_at_bits={2: -two})
     saved(tmp_path, packed)
     again = packing.load(tmp_path / "saved.safetensors")
     assert again.activation_scale == "per_row"
     cases.assert_same_bits(again.at_bits(2).scale, two)
+    cases.assert_same_bits(again.at_bits(2).bias, -two)
     cases.assert_same_bits(again.at_bits(1).scale, packed.scale)
+    cases.assert_same_bits(again.at_bits(1).bias, packed.bias)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

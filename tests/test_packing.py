@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import cases
 import oracle
 from oracle import Grid, Layout
-from soniq_kernels import gemm, isa, packing
+from soniq_kernels import conv, gemm, isa, packing
 
 F32 = np.float32
 KINDS = [("bipolar", 1), ("unsigned", 1), ("signed", 2)]
@@ -318,6 +318,28 @@ def test_at_bits_takes_the_scale_of_that_width(rng):
     cases.assert_same_bits(packed.at_bits(2).scale, two)
     cases.assert_same_bits(packed.at_bits(3).scale, scale)
     cases.assert_same_bits(packed.scale, scale)
+
+
+def test_at_bits_of_some_channels(tier, rng):
+    """Only those channels lose planes; scale and bias lie between the widths, by the share of the channels of a group."""
+    full, two = rng.normal(size=(2, 2, 6)).astype(F32)
+    layout = Layout((0,) * 8, ((Grid("bipolar", 8), Grid("unsigned", 4)),))
+    w, x = cases.w_codes(rng, (6, 1, 1, 4), layout), cases.x_codes(rng, (1, 2, 2, 8), layout)  # two groups
+    packed = packing.pack(
+        w, cases.package_plan(layout), full[0], full[1], scales_at_bits={2: two[0]}, biases_at_bits={2: two[1]}
+    )
+    low = np.array([True, False, False, False, True, True, False, True])
+    part = packed.at_bits(2, low)
+    share = np.repeat([0.25, 0.75], 3)
+    for got, (a, b) in zip((part.scale, part.bias), zip(full, two, strict=True), strict=True):
+        cases.assert_same_bits(got, (a.astype(np.float64) * (1 - share) + b.astype(np.float64) * share).astype(F32))
+    codes = w >> (6 * np.where(np.arange(6)[:, None] < 3, low[:4], low[4:])).astype(np.uint8)[:, None, None]
+    cases.assert_same(part.codes(), codes)
+    fewer = Layout(tuple(1 - low.astype(int)), ((Grid("bipolar", 2), layout.pairs[0][1]), layout.pairs[0]))
+    cases.assert_same(conv.conv2d_int32(cases.activations(x, part.plan), part), oracle.conv2d(x, codes, fewer))
+    none = packed.at_bits(2, np.zeros(8, bool))
+    cases.assert_same_bits(none.scale, packed.scale)
+    cases.assert_same(none.codes(), w)
 
 
 @pytest.mark.parametrize(

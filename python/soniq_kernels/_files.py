@@ -88,20 +88,19 @@ def from_tensors(tensors: Tensors, metadata: dict[str, str]) -> PackedWeights:
     if metadata.get("sha256") != _digest(tensors, metadata["layer"]):
         raise ValueError("the contents do not match their checksum; the file was damaged or edited")
     plan = Plan.of_segments(tensors["segment_of"], grids)
-    at_bits = {
-        name: {int(n[-1]): t for n, t in tensors.items() if n.startswith(prefix)} for prefix, name in _AT_BITS.items()
-    }
+    scales, biases = ({int(n[-1]): t for n, t in tensors.items() if n.startswith(prefix)} for prefix in _AT_BITS)
     planes = [tensors[f"planes.{i}"] for i in range(len(grids))]
     vectors = {name: tensors.get(name) for name in _VECTORS[1:]}
     if len(plan.segments) != len(grids) or [(s.w, s.a) for s in plan.segments] != grids:
         raise ValueError("segments are not in the order [low | high], or one of them has no channel")
     for i, p in enumerate(planes):
         _check_planes(p, stream_length(plan, shape, i), f"planes.{i}")
-    if at_bits["biases_at_bits"] and vectors["bias"] is None:
+    if biases and vectors["bias"] is None:
         raise ValueError("there are biases of fewer bits but the tensor bias is missing")
     packed = PackedWeights(
-        plan, shape, planes, tensors["scale"], activation_scale=activation_scale, **vectors, **at_bits
-    )
+        plan, shape, planes, tensors["scale"], activation_scale=activation_scale,
+        scales_at_bits=scales, biases_at_bits=biases, **vectors,
+    )  # fmt: skip
     check_packed(packed)
     return packed
 

@@ -154,7 +154,9 @@ class PackedWeights:
     def _low_channels(self, low: Any) -> NDArray[np.bool_]:
         mask = np.ones(self.plan.channels, bool) if low is None else np.asarray(low)
         if mask.dtype != bool or mask.shape != (self.plan.channels,):
-            raise ValueError(f"low is {mask.dtype} {list(mask.shape)}, expected bool [{self.plan.channels}], one a channel")
+            raise ValueError(
+                f"low is {mask.dtype} {list(mask.shape)}, expected bool [{self.plan.channels}], one a channel"
+            )
         return mask
 
     def _plan_at(self, q: int, low: NDArray[np.bool_]) -> Plan:
