@@ -14,6 +14,7 @@ import numpy as np
 from runs import Store, markdown, mean_and_error
 
 SEEDS = (0, 1, 2)
+MARKERS = {"soniq": "o-", "uniform": "s--", "random": "x", "magnitude": "+", "wide": "^", "tied": "v"}
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -24,14 +25,14 @@ def by_recipe(results: Sequence[dict[str, Any]], recipes: Sequence[str]) -> Rows
 
 def table(rows: Rows, measure: str) -> str:
     """A line a recipe: mean and standard error over its seeds; the difference to FP32 is that of equal seeds."""
-    lines = [["recipe", "inner bits", "network bits", "smaller by", measure, "minus FP32", "seeds", "planner µs", "CPU µs",
+    lines = [["recipe", "inner bits", "of activations", "network bits", "smaller by", measure, "minus FP32", "seeds", "planner µs", "CPU µs",
               "outputs", "mismatches"]]  # fmt: skip
     for name, found in rows.items():
         if not found:
             lines.append([name, *["missing"] * (len(lines[0]) - 1)])
             continue
         lines.append([
-            name, _average(found, "inner_bits"), _average(found, "network_bits"), _average(found, "compression") + "x",
+            name, _average(found, "inner_bits"), _activations(found[0]), _average(found, "network_bits"), _average(found, "compression") + "x",
             spread(mean_and_error([r[measure] for r in found])), spread(to_float(rows, name, measure), "+"), ", ".join(str(r["seed"]) for r in found),
             _average(found, "planner_us"), _average(found, "packed_cpu_us"), *_mismatches(found),
         ])  # fmt: skip
@@ -41,6 +42,12 @@ def table(rows: Rows, measure: str) -> str:
 def _average(found: list[dict[str, Any]], key: str) -> str:
     values = [r[key] for r in found if key in r]
     return f"{np.mean(values):.2f}" if values else ""
+
+
+def _activations(run: dict[str, Any]) -> str:
+    """Bits of the inner layers' activations; the levels of the two, low first."""
+    levels = run.get("a_palette") or run.get("palette", [])
+    return " or ".join(str(bits) for bits in sorted(set(levels)))
 
 
 def spread(found: tuple[float, float] | None, sign: str = "") -> str:
@@ -106,7 +113,7 @@ def picture(rows: Rows, measure: str, file: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for axis, along, label in zip(axes, ("inner_bits", "planner_us"), ("average bits of the inner layers",
                                   "measured cost of all products, µs a sample"), strict=True):  # fmt: skip
-        for family, marker in (("soniq", "o-"), ("uniform", "s--"), ("random", "x"), ("magnitude", "+")):
+        for family, marker in MARKERS.items():
             points = curve(rows, family, measure, along)
             if len(points):
                 axis.errorbar(*points[:, :2].T, yerr=np.nan_to_num(points[:, 2]), fmt=marker, label=family, capsize=3)
