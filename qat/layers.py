@@ -217,11 +217,11 @@ class QuantLayer(nn.Module):
         """float32 [O]: the scale the weights' codes are made with (before a batch norm is folded in)."""
         return learned(self.weight_unit, self.weight_gain, self.weight[0].numel())
 
-    def fit_weight_scale(self) -> None:
-        """Start the weight scales again at the least-squares fit for `bits`."""
+    def fit_weight_scale(self, importance: Tensor | None = None) -> None:
+        """Start the weight scales again at the least-squares fit for `bits`; importance: what each input of an output counts."""
         rows = self.weight.detach().flatten(1)
         bits = along_weight(self.bits, self.weight).expand(-1, *self.weight.shape[1:]).flatten(1)
-        self.weight_unit.copy_(fit_scale(rows, WEIGHT_GRID, bits))
+        self.weight_unit.copy_(fit_scale(rows, WEIGHT_GRID, bits, importance=importance))
         with torch.no_grad():
             self.weight_gain.fill_(1)
 

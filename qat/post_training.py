@@ -42,6 +42,8 @@ from .smoothing import fold, makers, smooth
 from .tensors import InputQuantizer
 
 IMAGE = 32  # rows that an image counts for
+RANGE_BATCHES = 16  # what runs through the quantized layers, for ranges and reconstruction
+ROUNDING_ROWS = 1 << 14
 Unit = Literal["bits", "network_bits", "bytes", "milliseconds"]
 
 
@@ -280,17 +282,31 @@ class _PostTraining:
 
     def _reconstruct_layers(self) -> None:
         """Layer by layer, each on what the layers before it give by now."""
+        batches = self.batches[:: -(-len(self.batches) // RANGE_BATCHES)]
         for group in self._steps(self.groups.values(), "reconstruction"):
             count = self._items(group[0][1], 4 * self.how.items)
             name, layer = group[0]
-            x = layer_inputs(self.model, {name: layer}, self.batches, count, self.how.seed)[name]
-            inputs = layer_inputs(self.teacher, {name: self.floats[name]}, self.batches, count, self.how.seed)[name]
+            x = layer_inputs(self.model, {name: layer}, batches, count, self.how.seed)[name]
+            inputs = layer_inputs(self.teacher, {name: self.floats[name]}, batches, count, self.how.seed)[name]
             with torch.no_grad():
                 targets = [Target(layer, x, self._outputs(name, layer, inputs)) for name, layer in group]
                 search_ranges(targets)
-                for target in targets if self.how.rounding else []:
-                    round_weights(target)
+                if self.how.rounding and layer.weight.dim() == 2:
+                    self._round(group)
             reconstruct(targets, self.how.steps, self.how.seed, self.how.rate, name)
+
+    def _round(self, group: list[tuple[str, QuantLayer]]) -> None:
+        """On inputs of the float model: cheap enough for many rows. Every eighth batch is kept for the check."""
+        name = group[0][0]
+        checked = self.batches[::8]
+        fitted = [batch for i, batch in enumerate(self.batches) if i % 8] or self.batches
+        x, unseen = (
+            layer_inputs(self.teacher, {name: self.floats[name]}, batches, ROUNDING_ROWS, self.how.seed)[name]
+            for batches in (fitted, checked)
+        )
+        for name, layer in group:
+            targets = (Target(layer, each, self._outputs(name, layer, each)) for each in (x, unseen))
+            round_weights(*targets)
 
     def _reconstruct_network(self) -> None:
         steps = self.how.network_steps

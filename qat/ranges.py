@@ -1,7 +1,7 @@
 """Ranges without labels: the scales at which a layer's output is nearest to the float layer's on calibration data.
 
-The smallest error of the values themselves (`fit_scale`) is where the search starts. What counts is the error of the
-layer's output, in which large weights and large inputs weigh more.
+The smallest error of the values themselves (`fit_scale`) is where the search starts, weights counted by the size of their
+inputs. What counts is the error of the layer's output, in which large weights and large inputs weigh more.
 """
 
 from __future__ import annotations
@@ -29,15 +29,36 @@ class Target(NamedTuple):
     y: Tensor
 
     def error(self) -> float:
-        """Mean squared error of the layer's output over the mean square of y."""
-        return float(self.errors().sum() / self.y.double().square().sum().clamp(min=1e-30))
+        """Mean squared error of the layer's output over the mean square of y, rows weighted."""
+        size = self.y.double().square().mul_(self.row_weights().view(-1, *[1] * (self.y.dim() - 1))).sum()
+        return float(self.errors().sum() / size.clamp(min=1e-30))
 
     def errors(self) -> Tensor:
-        """float64 [O]: squared error of each output."""
+        """float64 [O]: squared error of each output, rows weighted."""
         with torch.no_grad():
             difference = (self.layer(self.x) - self.y).double().square_()
-        image = difference.dim() > 2
-        return difference.transpose(0, 1).flatten(1).sum(1) if image else difference.sum(0)
+        if difference.dim() > 2:
+            return difference.transpose(0, 1).flatten(1).sum(1)
+        return difference.mul_(self.row_weights().unsqueeze(1)).sum(0)
+
+    def row_weights(self) -> Tensor:
+        """float64 [items]: what the squared error of each item counts, 1 for all images.
+
+        A few tokens of a Transformer have outputs a hundred times as large as all others; the norm behind the sum takes
+        that size away. So a row of y counts by the median square of all rows over its own plus that median.
+        """
+        if self.y.dim() > 2:
+            return self.y.new_ones(len(self.y), dtype=torch.float64)
+        squares = self.y.double().square().mean(1)
+        median = squares.median().clamp(min=1e-30)
+        return 2 * median / (squares + median)
+
+    def channel_weights(self) -> Tensor | None:
+        """float32 [K]: what an error in each input's weights of a Linear counts, its mean square; None for a convolution."""
+        if self.y.dim() > 2:
+            return None
+        x = self.layer.entering(self.x).square().mul_(self.row_weights().float().unsqueeze(1))
+        return x.mean(0).clamp_(min=1e-30)
 
 
 def search_ranges(targets: Sequence[Target]) -> None:
@@ -52,7 +73,7 @@ def search_ranges(targets: Sequence[Target]) -> None:
 def start_ranges(targets: Sequence[Target]) -> None:
     """The scales with the smallest error of the weights and of the input by themselves, in place."""
     for target in targets:
-        target.layer.fit_weight_scale()
+        target.layer.fit_weight_scale(target.channel_weights())
     if is_searched(targets[0].layer.input):
         _start_input(targets)
 

@@ -34,11 +34,15 @@ def reconstruct(targets: Sequence[Target], steps: int, seed: int = 0, rate: floa
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     chooser = torch.Generator().manual_seed(seed)
     sizes = [float(target.y.square().mean().clamp(min=1e-30)) for target in targets]
+    weights = [target.row_weights().float() for target in targets]
     for _ in range(steps):
         count = BATCH_ROWS if targets[0].x.dim() == 2 else BATCH_IMAGES
         some = torch.randint(len(targets[0].x), (count,), generator=chooser)
         x = targets[0].x[some]
-        parts = [(t.layer(x) - t.y[some]).square().mean() / size for t, size in zip(targets, sizes, strict=True)]
+        parts = [
+            ((t.layer(x) - t.y[some]).square().flatten(1).mean(1) * counts[some]).mean() / size
+            for t, counts, size in zip(targets, weights, sizes, strict=True)
+        ]
         loss = torch.stack(parts).sum()
         _require_finite(float(loss.detach()), name)
         optimizer.zero_grad()

@@ -2,7 +2,8 @@
 
 After GPTQ (Frantar et al., arXiv 2210.17323), with two changes: the weights are first moved to where they best make good for
 the rounding of the inputs (least squares), and channels of few bits are rounded first, since those of many bits compensate
-finely. Scales stay as they are; the weights become exactly the values of their codes.
+finely. Scales stay as they are; the weights become exactly the values of their codes. Rows that were not looked at decide
+whether it was worth it.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ RIDGE = 0.01  # of the mean of H's diagonal: what holds the weights where they a
 
 
 @torch.no_grad()
-def round_weights(target: Target) -> None:
-    """Choose the weights of one Linear, in place, by the error of its output; taken back if that does not get smaller."""
+def round_weights(target: Target, check: Target) -> None:
+    """Choose the weights of one Linear, in place, by the error of its output; taken back if that of `check` does not get smaller."""
     layer = target.layer
     if not isinstance(layer, QuantLinear):
         return
-    before, kept = target.error(), layer.weight.clone()
-    x = input_values(layer, target.x).double()
-    wanted = target.y.double() if layer.bias is None else target.y.double() - layer.bias.double()
-    second = x.T @ x
+    before, kept = check.error(), layer.weight.clone()
+    root = target.row_weights().sqrt().float().unsqueeze(1)
+    x = input_values(layer, target.x) * root
+    wanted = (target.y if layer.bias is None else target.y - layer.bias) * root
+    second = (x.T @ x).double()
     second += RIDGE * second.diagonal().mean().clamp(min=1e-30) * torch.eye(len(second), dtype=second.dtype)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
-    weight = layer.weight.double()
-    weight = weight + (wanted - x @ weight.T).T @ x @ inverse
+    weight = layer.weight.double() + ((wanted - x @ layer.weight.T).T @ x).double() @ inverse
     layer.weight.copy_(_rounded(layer, weight, second.diagonal(), inverse))
-    if not target.error() < before:
+    if not check.error() < before:
         layer.weight.copy_(kept)
 
 

@@ -10,20 +10,22 @@ from soniq_kernels.packing import Grid
 from .quantizer import LARGEST_SCALE, SMALLEST_SCALE, Table, levels
 
 
-def fit_scale(x: Tensor, kind: str, bits: Tensor, candidates: int = 40) -> Tensor:
+def fit_scale(x: Tensor, kind: str, bits: Tensor, candidates: int = 40, importance: Tensor | None = None) -> Tensor:
     """Float32 [rows]: for each row of x [rows, values] the scale with the smallest squared error.
 
     `bits` is an integer tensor that broadcasts against x: one width, or one for every value. A row of zeros gets scale 1.
+    importance: float32 [values], what the squared error of each counts; all alike if not given.
     """
     with torch.no_grad():
         table = Table.of(kind, bits, bits.shape)
         unit = _unit(kind, bits)
+        counts = 1.0 if importance is None else importance
         amax = x.abs().amax(dim=1, keepdim=True).clamp(max=LARGEST_SCALE)
         best = torch.where(amax > 0, amax / 2, torch.ones_like(amax)).clamp_(min=SMALLEST_SCALE)
         least = torch.full_like(best, torch.inf)
         for fraction in torch.logspace(-1.2, 0.3, candidates).tolist():
             scale = torch.where(amax > 0, amax / 2 * fraction, torch.ones_like(amax)).clamp_(min=SMALLEST_SCALE)
-            error = (levels(x, scale, table) * unit * scale - x).square().sum(dim=1, keepdim=True)
+            error = (levels(x, scale, table) * unit * scale - x).square().mul_(counts).sum(dim=1, keepdim=True)
             best = torch.where(error < least, scale, best)
             least = torch.minimum(error, least)
         return best.squeeze(1)

@@ -55,6 +55,8 @@ def _loss_at(target: Target, w_bits: int, a_bits: int) -> Tensor:
     error_x = values_at(x, layer.input.scale_for(x, layer.row_dims), layer.kind, a_bits) - x
     scale = layer.weight_scale().view(-1, *[1] * (weight.dim() - 1))
     error_w = values_at(weight, scale, WEIGHT_GRID, w_bits) - weight
+    rows = target.row_weights().view(-1, *[1] * (x.dim() - 1)).sqrt().float()
+    x, error_x = x * rows, error_x * rows
     return _of_inputs(layer, x) * _of_weights(layer, error_w) + _of_inputs(layer, error_x) * _of_weights(layer, weight)
 
 

@@ -21,7 +21,7 @@ from .ranges import Target, start_ranges
 from .tensors import InputQuantizer
 from .tracing import Untraceable, submodules, trace
 
-STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+STRENGTHS = (0.05, 0.3, 0.5, 0.7, 0.9)
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 

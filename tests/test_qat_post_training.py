@@ -18,6 +18,7 @@ from soniq_kernels.qat import reconstruct, smoothing
 from soniq_kernels.qat.calibration import layer_inputs
 from soniq_kernels.qat.ranges import Target, search_ranges, start_ranges
 from soniq_kernels.qat.rounding import round_weights
+from soniq_kernels.qat.scales import fit_scale
 from soniq_kernels.qat.sensitivity import Choice, choose, values_at
 
 FEW = {"items": 64, "steps": 4, "block": 2}
@@ -281,7 +282,37 @@ def test_rounding_gets_nearer_and_leaves_values_of_codes(fields):
     targets = targets_of(frozen_mlp(**fields), mlp(), "1")
     search_ranges(targets)
     before, layer = targets[0].error(), targets[0].layer
-    round_weights(targets[0])
+    round_weights(targets[0], targets[0])
     assert targets[0].error() < before
     values = values_at(layer.weight.detach(), layer.weight_scale().view(-1, 1), "bipolar", layer.widths[0])
     assert torch.equal(values, layer.weight)
+
+
+def test_rounding_that_does_not_help_unseen_rows_is_taken_back():
+    """Two rows fit twelve inputs exactly, and nothing else."""
+    unseen = targets_of(frozen_mlp(), mlp(), "1")[0]
+    search_ranges([unseen])
+    before, kept = unseen.error(), unseen.layer.weight.clone()
+    round_weights(Target(unseen.layer, unseen.x[:2], -unseen.y[:2]), unseen)
+    assert unseen.error() == before and torch.equal(unseen.layer.weight, kept)
+
+
+def test_a_few_huge_rows_do_not_decide():
+    """Every row's error counts by about the size of the row."""
+    target = targets_of(frozen_mlp(), mlp(), "1")[0]
+    weights = target._replace(y=torch.cat([target.y[:1] * 1000, target.y[1:]])).row_weights()
+    assert weights[0] < 1e-4 and bool((weights[1:] > 0.1).all())
+    of_images = target._replace(y=torch.randn(3, 2, 4, 4)).row_weights()
+    assert torch.equal(of_images, torch.ones(3, dtype=torch.float64))
+
+
+def test_scales_follow_what_counts():
+    """One large weight among small ones is clipped unless its input is large."""
+    x = torch.cat([torch.full((1, 1), 8.0), torch.linspace(-1, 1, 2000).view(1, -1)], 1)
+    importance, bits = torch.ones(2001), torch.tensor([[4]])
+    alike = fit_scale(x, "bipolar", bits)
+    assert torch.equal(fit_scale(x, "bipolar", bits, importance=importance), alike)
+    importance[0] = 1e4
+    large = fit_scale(x, "bipolar", bits, importance=importance)
+    clipped, kept = (values_at(x, scale.view(1, 1), "bipolar", 4)[0, 0] for scale in (alike, large))
+    assert clipped < 7 < kept
