@@ -8,6 +8,7 @@ the packed networks beside INT8 instead.
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import re
 import time
@@ -147,7 +148,8 @@ def times(results: pretrained.Results, model: nn.Module) -> None:
         if file.is_file():
             packed = qat.load(file, minilm_model.MiniLM())
             calls[name] = lambda packed=packed: packed(tokens)
-    for name, make in {"INT8 (torch)": torch_int8, "INT8 (ONNX Runtime)": onnxruntime_int8}.items():
+    peers = {"INT8 (torch)": torch_int8, "INT8 (ONNX Runtime)": onnxruntime_int8, "INT8 (OpenVINO)": openvino_int8}
+    for name, make in peers.items():
         try:
             calls[name] = make(model, tokens)
         except Exception as error:  # a peer that is not there, or cannot take the network
@@ -172,19 +174,36 @@ def torch_int8(model: nn.Module, tokens: Tensor):
 
 def onnxruntime_int8(model: nn.Module, tokens: Tensor):
     """Dynamic INT8 of all matrix products with weights, on MLAS."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(quantized_onnx(model, tokens), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"tokens": tokens.numpy()})
+
+
+def openvino_int8(model: nn.Module, tokens: Tensor):
+    """The same file in OpenVINO."""
+    import openvino
+
+    config = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(quantized_onnx(model, tokens)), "CPU", config).create_infer_request()
+    return lambda: request.infer({"tokens": tokens.numpy()})
+
+
+@functools.cache
+def quantized_onnx(model: nn.Module, tokens: Tensor) -> bytes:
+    """ONNX Runtime's dynamic INT8, a scale for each output."""
     import tempfile
 
-    import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
         floats, codes = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         torch.onnx.export(model, (tokens,), floats, input_names=["tokens"], dynamo=False, opset_version=17)
         quantize_dynamic(floats, codes, weight_type=QuantType.QInt8, per_channel=True)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(codes, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"tokens": tokens.numpy()})
+        return codes.read_bytes()
 
 
 # --- pages ---------------------------------------------------------------------------------------------------------
