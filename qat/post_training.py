@@ -65,9 +65,9 @@ class PostTraining:
                     one sample's products in learned layers, by this machine's table of costs. None: a quarter of the way.
     smooth          bring channels of a tensor nearer to each other: into the layer in front where there is one that
                     alone makes the tensor, else (with a_scale="per_row") by a product in front of the layer
-    rounding        choose the codes of a Linear's weights one after the other, each making good for those before;
-                    only with many more rows than inputs, or it fits the calibration and nothing else
-    items           rows of a Linear's input, per layer, that calibration looks at; a 32nd of it for images
+    rounding        choose the codes of a Linear's weights one after the other, each making good for those before; all of
+                    calibration is looked at, which should have many more rows than the layer has inputs
+    items           rows of a Linear's input, per layer, that everything else looks at; a 32nd of it for images
     steps           steps of reconstruction of each layer; 0: none
     network_steps   steps of reconstruction of the whole network's output (`loss`), after that of the layers
     rate            a factor for the learning rates of both
