@@ -49,7 +49,7 @@ struct Avx2Dot : Avx2Vocabulary {
   }
 
   static Sums plus_products(Sums sums_i32x8, __m256i a_i16x16, __m256i b_i16x16) {
-    return in_register(_mm256_add_epi32(sums_i32x8, _mm256_madd_epi16(a_i16x16, b_i16x16)));
+    return plus_i32(sums_i32x8, _mm256_madd_epi16(a_i16x16, b_i16x16));
   }
   static Sums widened(__m256i sums_i16x16) { return _mm256_madd_epi16(sums_i16x16, _mm256_set1_epi16(1)); }
 
@@ -116,7 +116,7 @@ template <int Run, int Rows, class Stride>
     do {
       repeat<2>([&](auto step) {
         const auto add = [&](auto row, auto v, __m256i pairs_i16x16) {
-          run.lanes[row][v] = in_register(_mm256_add_epi16(run.lanes[row][v], pairs_i16x16));
+          run.lanes[row][v] = plus_i16(run.lanes[row][v], pairs_i16x16);
         };
         multiply_step<Rows>(weights + step * kStepBytes, activations + step * 4, stride, add);
       });
@@ -139,7 +139,7 @@ template <int Run, int Rows, class Stride>
   do {
     repeat<unrolled>([&](auto step) {
       const auto add = [&](auto row, auto v, __m256i pairs_i16x16) {
-        if constexpr (step % Run > 0) pairs_i16x16 = in_register(_mm256_add_epi16(run[row][v], pairs_i16x16));
+        if constexpr (step % Run > 0) pairs_i16x16 = plus_i16(run[row][v], pairs_i16x16);
         run[row][v] = pairs_i16x16;
         if constexpr (step % Run == Run - 1)
           all.lanes[row][v] = Avx2Dot::plus_products(all.lanes[row][v], pairs_i16x16, _mm256_set1_epi16(1));

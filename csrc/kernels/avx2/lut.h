@@ -146,8 +146,8 @@ struct WideSums {
 
   void clear() { words_u16x16 = odd_u16x16 = _mm256_setzero_si256(); }
   [[gnu::always_inline]] void add(__m256i bytes_u8x32) {
-    words_u16x16 = in_register(_mm256_add_epi16(words_u16x16, bytes_u8x32));
-    odd_u16x16 = in_register(_mm256_add_epi16(odd_u16x16, _mm256_srli_epi16(bytes_u8x32, 8)));
+    words_u16x16 = plus_i16(words_u16x16, bytes_u8x32);
+    odd_u16x16 = plus_i16(odd_u16x16, _mm256_srli_epi16(bytes_u8x32, 8));
   }
   // sums[0..31] of a panel: output 8 q + lane stands in byte 4 lane + q.
   [[gnu::always_inline]] void add_to(uint32_t* sums, __m128i shift) const {
@@ -180,8 +180,8 @@ void lut_tile_avx2(const uint8_t* weights, const uint8_t* tables, int64_t row_st
     repeat<8>([&](auto turn) {
       look_up<Packed, turn, Rows>(weights, tables, row_stride, [&](auto row, auto v, __m256i found_u8x32) {
         constexpr bool starts = units_per_byte > 1 ? first && turn == 0 : turn % run == 0;
-        if constexpr (!starts) found_u8x32 = _mm256_add_epi8(bytes_u8x32[row][v], found_u8x32);
-        bytes_u8x32[row][v] = in_register(found_u8x32);
+        if constexpr (!starts) found_u8x32 = plus_i8(bytes_u8x32[row][v], found_u8x32);
+        bytes_u8x32[row][v] = found_u8x32;
         if constexpr (units_per_byte == 1 && turn % run == run - 1) widen(row, v);
       });
     });
@@ -210,12 +210,12 @@ struct NibbleSums {
   void clear() { both_u8x32 = second_u8x32 = _mm256_setzero_si256(); }
   template <bool First>
   [[gnu::always_inline]] void add(__m256i found_u4x64) {
-    nibbles_u4x64 = First ? found_u4x64 : in_register(_mm256_add_epi8(nibbles_u4x64, found_u4x64));
+    nibbles_u4x64 = First ? found_u4x64 : plus_i8(nibbles_u4x64, found_u4x64);
   }
   [[gnu::always_inline]] void widen() {
     const __m256i high_u8x32 = _mm256_and_si256(_mm256_srli_epi16(nibbles_u4x64, 4), _mm256_set1_epi8(0x0f));
-    both_u8x32 = in_register(_mm256_add_epi8(both_u8x32, nibbles_u4x64));
-    second_u8x32 = in_register(_mm256_add_epi8(second_u8x32, high_u8x32));
+    both_u8x32 = plus_i8(both_u8x32, nibbles_u4x64);
+    second_u8x32 = plus_i8(second_u8x32, high_u8x32);
   }
   __m256i first_u8x32() const {
     const __m256i second_times_16 = _mm256_and_si256(_mm256_slli_epi16(second_u8x32, 4), _mm256_set1_epi8(char(0xf0)));

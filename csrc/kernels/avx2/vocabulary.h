@@ -19,6 +19,20 @@ inline void store_ymm(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m2
   return v;
 }
 
+// sums + v, in the register of the sums: left alone, GCC adds into another one and moves the sum back.
+[[gnu::always_inline]] inline __m256i plus_i8(__m256i sums, __m256i v) {
+  asm volatile("vpaddb %1, %0, %0" : "+x"(sums) : "x"(v));
+  return sums;
+}
+[[gnu::always_inline]] inline __m256i plus_i16(__m256i sums, __m256i v) {
+  asm volatile("vpaddw %1, %0, %0" : "+x"(sums) : "x"(v));
+  return sums;
+}
+[[gnu::always_inline]] inline __m256i plus_i32(__m256i sums, __m256i v) {
+  asm volatile("vpaddd %1, %0, %0" : "+x"(sums) : "x"(v));
+  return sums;
+}
+
 // sums[0..7] += v << shift
 inline void add_eight(uint32_t* sums, __m256i v_u32x8, __m128i shift) {
   store_ymm(sums, _mm256_add_epi32(load_ymm(sums), _mm256_sll_epi32(v_u32x8, shift)));
