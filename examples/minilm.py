@@ -33,6 +33,7 @@ COMMON = {"first_bits": None, "last_bits": None, "a_scale": "per_row", "items": 
 TWO_LEVELS = {"palette": (4, 8), "rounding": True}
 RUNS: dict[str, dict[str, Any]] = {
     "W8A8": {"palette": (8, 8)},
+    "W{4,8}A8, 6 bits, to nearest": {"palette": (4, 8), "a_palette": (8, 8), "target": 6.0},
     "W{4,8}A8, 6 bits": TWO_LEVELS | {"a_palette": (8, 8), "target": 6.0},
     "W{4,8}A8, 5 bits": TWO_LEVELS | {"a_palette": (8, 8), "target": 5.0},
     "{4,8}, 6 bits": TWO_LEVELS | {"target": 6.0},

@@ -157,10 +157,12 @@ class _PostTraining:
             samples = self._targets_of_floats()
             self._smooth(samples)
             self._choose_bits(samples)
-            del samples
-            with torch.enable_grad():
+            if self.how.steps:
+                del samples
                 self._reconstruct_layers()
-                self._reconstruct_network()
+            else:
+                self._fit_layers(samples)
+            self._reconstruct_network()
             fold(self.model)
 
     def _steps(self, groups, description: str):
@@ -204,8 +206,10 @@ class _PostTraining:
         learned = [quantizer for quantizer in samples if quantizer.learns]
         if not learned:
             return
+        batches = self.batches[:2]
+        outputs = [run(torch.no_grad(), self.teacher, batch) for batch in batches]
         choices = [
-            Choice(self._gains(quantizer, samples[quantizer]), self._price(quantizer))
+            Choice(self._gains(quantizer, samples[quantizer], batches, outputs), self._price(quantizer))
             for quantizer in self._steps(learned, "sensitivity")
         ]
         for quantizer in learned:
@@ -216,7 +220,9 @@ class _PostTraining:
         for quantizer, is_high in zip(learned, masks, strict=True):
             quantizer.set_high(is_high, quantizer.palette, quantizer.a_palette)
 
-    def _gains(self, quantizer: InputQuantizer, targets: list[Target]) -> Tensor:
+    def _gains(
+        self, quantizer: InputQuantizer, targets: list[Target], batches: list[object], outputs: list[object]
+    ) -> Tensor:
         """What each channel is worth to the network's output."""
         levels = _levels(quantizer)
         gains = channel_gains(targets, *levels).clamp(min=0)
@@ -224,7 +230,7 @@ class _PostTraining:
         lost = []
         for level in levels:
             _set_all(quantizer, *level)
-            lost.append(damage(self.teacher, swaps, self.batches[:2]))
+            lost.append(damage(self.teacher, swaps, batches, outputs))
         return gains * (max(lost[0] - lost[1], 0.0) / max(float(gains.sum()), 1e-300))
 
     # --- what it costs
@@ -280,6 +286,12 @@ class _PostTraining:
 
     # --- training
 
+    def _fit_layers(self, samples: dict[InputQuantizer, list[Target]]) -> None:
+        """Ranges and rounding alone: on the inputs of the float model, which are there already."""
+        for quantizer, targets in self._steps(samples.items(), "ranges"):
+            search_ranges(targets)
+            self._round(self.groups[quantizer])
+
     def _reconstruct_layers(self) -> None:
         """Layer by layer, each on what the layers before it give by now."""
         batches = self.batches[:: -(-len(self.batches) // RANGE_BATCHES)]
@@ -288,16 +300,17 @@ class _PostTraining:
             name, layer = group[0]
             x = layer_inputs(self.model, {name: layer}, batches, count, self.how.seed)[name]
             inputs = layer_inputs(self.teacher, {name: self.floats[name]}, batches, count, self.how.seed)[name]
-            with torch.no_grad():
-                targets = [Target(layer, x, self._outputs(name, layer, inputs)) for name, layer in group]
-                search_ranges(targets)
-                if self.how.rounding and layer.weight.dim() == 2:
-                    self._round(group)
-            reconstruct(targets, self.how.steps, self.how.seed, self.how.rate, name)
+            targets = [Target(layer, x, self._outputs(name, layer, inputs)) for name, layer in group]
+            search_ranges(targets)
+            self._round(group)
+            with torch.enable_grad():
+                reconstruct(targets, self.how.steps, self.how.seed, self.how.rate, name)
 
     def _round(self, group: list[tuple[str, QuantLayer]]) -> None:
         """On inputs of the float model: cheap enough for many rows. Every eighth batch is kept for the check."""
-        name = group[0][0]
+        name, layer = group[0]
+        if not self.how.rounding or layer.weight.dim() > 2:
+            return
         checked = self.batches[::8]
         fitted = [batch for i, batch in enumerate(self.batches) if i % 8] or self.batches
         x, unseen = (
@@ -315,10 +328,11 @@ class _PostTraining:
         with torch.no_grad():
             outputs = [run(torch.no_grad(), self.teacher, batch) for batch in self.batches]
         task = self.progress.add_task("network", total=steps)
-        reconstruct_network(
-            self.model, self.batches, outputs, self.how.loss, steps, self.how.network_rate,
-            lambda loss: self.progress.update(task, advance=1, description=f"network, loss {loss:.4g}"),
-        )  # fmt: skip
+        with torch.enable_grad():
+            reconstruct_network(
+                self.model, self.batches, outputs, self.how.loss, steps, self.how.network_rate,
+                lambda loss: self.progress.update(task, advance=1, description=f"network, loss {loss:.4g}"),
+            )  # fmt: skip
 
 
 def _levels(quantizer: InputQuantizer) -> tuple[Pair, Pair]:

@@ -78,11 +78,13 @@ def _of_weights(layer: QuantLayer, weight: Tensor) -> Tensor:
     return by_feature.reshape(len(layer.input.bits), -1).sum(1)
 
 
-def damage(teacher: nn.Module, swaps: Mapping[nn.Module, QuantLayer], batches: Sequence[object]) -> float:
-    """Relative squared error of a float model's output when these of its layers alone compute as their quantized forms."""
+def damage(
+    teacher: nn.Module, swaps: Mapping[nn.Module, QuantLayer], batches: Sequence[object], outputs: Sequence[object]
+) -> float:
+    """Relative squared error of a float model's outputs when these of its layers alone compute as their quantized forms."""
     lost = total = 0.0
-    for batch in batches:
-        expected = _floats(run(nullcontext(), teacher, batch))
+    for batch, output in zip(batches, outputs, strict=True):
+        expected = _floats(output)
         with ExitStack() as stack:
             for layer, quantized in swaps.items():
                 hook = layer.register_forward_hook(lambda _, args, __, q=quantized: q.before_norm(args[0]))
