@@ -83,9 +83,10 @@ def run(
     qat.quantize_model(model, data["calibration"], qat.PostTraining(**COMMON, **how))
     if name in DISTILLED:
         distill(model, float_model, data["distillation"], steps)
+    looked_at = sum(map(len, data["calibration"]))
     figures = {"cpu_seconds": round(time.process_time() - start, 1), "sentences": sum(map(len, data["test"])), "seed": SEED,
-               "calibration_sentences": sum(map(len, data["calibration"])),
-               "steps": steps if name in DISTILLED else 0, "command": "python examples/minilm.py --texts FOLDER --calibration " + str(sum(map(len, data["calibration"])))}  # fmt: skip
+               "calibration_sentences": looked_at, "steps": steps if name in DISTILLED else 0,
+               "command": f"python examples/minilm.py --texts FOLDER --calibration {looked_at}"}  # fmt: skip
     cosines = (outputs(model, data["test"]) * outputs(float_model, data["test"])).sum(1).double()
     figures |= {"cosine": float(cosines.mean()), "smallest_cosine": float(cosines.min())}
     console.print(f"{name}: cosine {figures['cosine']:.4f}, {figures['cpu_seconds']} CPU s")
