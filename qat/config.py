@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 ActivationGrid = Literal["auto", "bipolar", "unsigned"]
 ActivationScale = Literal["static", "per_row"]
+WeightGrid = Literal["bipolar", "ternary"]
+WeightScale = Literal["learned", "absmean", "absmedian"]
+Surrogate = Literal["clipped", "identity", "tanh"]
 
 AUTO = "auto"
+CHOICES = {
+    "a_grid": get_args(ActivationGrid),
+    "a_scale": get_args(ActivationScale),
+    "w_grid": get_args(WeightGrid),
+    "w_scale": get_args(WeightScale),
+    "surrogate": get_args(Surrogate),
+}
 TARGETS = ("target_bits", "target_bytes", "target_compression", "target_time")
 
 
@@ -37,6 +47,12 @@ class Config:
                   scale of its largest value, found as it comes. Such an input arrives as float32, not as codes.
     fold_batch_norm
                   a BatchNorm that alone reads a layer's output becomes part of that layer's scale and bias.
+    w_grid        "ternary": the weights of the learned layers are -1, 0 or 1 times the scale of their output (2 bits stored);
+                  with `Config.uniform(2, ...)` only.
+    w_scale       "learned"; for ternary and one-bit weights also "absmean" or "absmedian": the mean or the median of an output's
+                  weights as they are, without a gradient.
+    surrogate     how gradients pass the rounding in the exact phase: "clipped" straight through inside the range; "identity"
+                  for weights straight through everywhere; "tanh" for weights and bipolar activations with the slope of a tanh.
     nested_bits   lower widths that the weights of the learned layers shall be readable at too, from the same file: 1 to one
                   less than the high level. docs/any_bits.md.
     embedding_bits
@@ -60,6 +76,9 @@ class Config:
     a_grid: ActivationGrid = "auto"
     a_scale: ActivationScale = "static"
     fold_batch_norm: bool = True
+    w_grid: WeightGrid = "bipolar"
+    w_scale: WeightScale = "learned"
+    surrogate: Surrogate = "clipped"
     nested_bits: Sequence[int] = ()
     embedding_bits: int | None = None
     edge_bits: int | None = 8
@@ -94,10 +113,11 @@ class Config:
             raise TypeError(
                 f"exclude is the string {self.exclude!r}, expected a list of names; write [{self.exclude!r}]"
             )
-        if self.a_grid not in ("auto", "bipolar", "unsigned"):
-            raise ValueError(f"a_grid is {self.a_grid!r}, expected 'auto', 'bipolar' or 'unsigned'")
-        if self.a_scale not in ("static", "per_row"):
-            raise ValueError(f"a_scale is {self.a_scale!r}, expected 'static' or 'per_row'")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                *first, last = map(repr, choices)
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {', '.join(first)} or {last}")
+        self._check_few_levels()
 
     def _nested(self) -> tuple[int, ...]:
         """The lower widths, each once, falling."""
@@ -110,6 +130,21 @@ class Config:
                 f"nested_bits has {found[0]}, expected widths below {high}, the high level of the palette, which is there in any case"
             )
         return found
+
+    def _check_few_levels(self) -> None:
+        """What only ternary or one-bit weights can have."""
+        ternary, one_bit = self.w_grid == "ternary", self.levels == (1, 1)
+        if ternary and self.levels != (2, 2):
+            raise ValueError(
+                f"w_grid is 'ternary' and the palette {self.levels}, expected (2, 2): Config.uniform(2, w_grid='ternary')"
+            )
+        if ternary and self.nested_bits:
+            raise ValueError("w_grid is 'ternary', whose planes are no weights of fewer bits; leave nested_bits out")
+        if self.w_scale != "learned" and not (ternary or one_bit):
+            raise ValueError(
+                f"w_scale is {self.w_scale!r} and the weights have {self.levels} bits, expected ternary or one-bit weights: "
+                "Config.uniform(2, w_grid='ternary', ...) or Config.uniform(1, ...); or take 'learned'"
+            )
 
     def _check_targets(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]

@@ -15,7 +15,6 @@ from soniq_kernels.activations import PER_ROW
 from .budget import prepared_root, unwrapped
 from .edges import PackedEdge, QuantEdge
 from .embeddings import PackedEmbedding, QuantEmbedding
-from .exactness import WEIGHT_GRID
 from .freeze import frozen_layers
 from .layers import QuantConv1d, QuantConv2d, QuantLayer
 from .lower import lower
@@ -101,7 +100,7 @@ def pack_layer(layer: QuantLayer) -> PackedLayer:
     scales, biases = vectors_at_bits(layer)
     packed = packing.pack(
         codes.numpy(),
-        packing.Plan.mixed(w_bits=bits.numpy(), a_bits=a_bits.numpy(), w_grid=WEIGHT_GRID, a_grid=layer.kind),
+        packing.Plan.mixed(w_bits=bits.numpy(), a_bits=a_bits.numpy(), w_grid=layer.w_kind, a_grid=layer.kind),
         scale.numpy(),
         bias=None if bias is None else bias.numpy(),
         activation_scale=PER_ROW if layer.input.per_row else float(layer.input.scale()),

@@ -19,26 +19,26 @@ INT32_MAX = 2**31 - 1
 Pair = tuple[int, int]  # bits of the weights, bits of the activations
 
 
-def segment_exponent(pair: Pair, kind: str) -> int:
+def segment_exponent(pair: Pair, kind: str, w_kind: str = WEIGHT_GRID) -> int:
     """e_s: the power of two that a product of a weight level and an activation level carries."""
-    return Grid(WEIGHT_GRID, pair[0]).exponent + Grid(kind, pair[1]).exponent
+    return Grid(w_kind, pair[0]).exponent + Grid(kind, pair[1]).exponent
 
 
-def result_exponent(pairs: Collection[Pair], kind: str) -> int:
+def result_exponent(pairs: Collection[Pair], kind: str, w_kind: str = WEIGHT_GRID) -> int:
     """E: the smallest e_s of the precisions that are there; the integer result counts in units of 2^E."""
-    return min(segment_exponent(pair, kind) for pair in pairs)
+    return min(segment_exponent(pair, kind, w_kind) for pair in pairs)
 
 
-def accumulator_bound(pairs: Sequence[Pair], kind: str, taps: int, groups: int) -> int:
+def accumulator_bound(pairs: Sequence[Pair], kind: str, taps: int, groups: int, w_kind: str = WEIGHT_GRID) -> int:
     """The largest |acc| any input and any weights can give; `pairs` has one entry for every input channel."""
     there = set(pairs)
-    lowest, per_group = result_exponent(there, kind), len(pairs) // groups
-    cost = {p: taps * _largest_product(p, kind) << (segment_exponent(p, kind) - lowest) for p in there}
+    lowest, per_group = result_exponent(there, kind, w_kind), len(pairs) // groups
+    cost = {p: taps * _largest_product(p, kind, w_kind) << (segment_exponent(p, kind, w_kind) - lowest) for p in there}
     return max(sum(cost[p] for p in pairs[start : start + per_group]) for start in range(0, len(pairs), per_group))
 
 
-def _largest_product(pair: Pair, kind: str) -> int:
-    weight, activation = Grid(WEIGHT_GRID, pair[0]), Grid(kind, pair[1])
+def _largest_product(pair: Pair, kind: str, w_kind: str) -> int:
+    weight, activation = Grid(w_kind, pair[0]), Grid(kind, pair[1])
     return weight.max_level * max(abs(activation.min_level), activation.max_level)
 
 

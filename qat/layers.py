@@ -29,7 +29,7 @@ from .folding import fold_batch_norm
 from .geometry import Geometry, along_weight
 from .nested import ALL, Nested, Planes, mixture
 from .quantizer import Table, codes, levels, noisy
-from .scales import fit_scale, learned
+from .scales import average, fit_scale, learned
 from .tensors import InputQuantizer, Palette
 
 NOISE, EXACT, FOLDED = range(3)
@@ -59,6 +59,9 @@ class QuantLayer(nn.Module):
     input        the quantizer of the layer's input; another layer's where both read one tensor (`share_input`)
     spread       input features per channel of the quantizer: pixels, where the layer reads a flattened image
     weight_unit, weight_gain [O]: scale = unit * |gain|; the gain is learned
+    w_kind       grid of the weights, "bipolar" or "ternary"
+    w_scale      "learned", or "absmean" or "absmedian": of the weights as they are
+    surrogate    how gradients pass the rounding (`quantizer.levels`)
     nested       what it has for lower widths, if it is trained for any
     planes       which planes of the weights it reads; all, but while another width is trained or looked at
     rows         rows of the layer's matrix products for one sample of the example input (output pixels of a convolution)
@@ -79,6 +82,7 @@ class QuantLayer(nn.Module):
         device = layer.weight.device
         self.weight, self.bias = layer.weight, layer.bias
         self.norm: nn.Module | None = None
+        self.w_kind, self.w_scale, self.surrogate = WEIGHT_GRID, "learned", "clipped"
         self.nested: Nested | None = None
         self.planes = ALL
         self.rows = 1
@@ -112,7 +116,7 @@ class QuantLayer(nn.Module):
         self.bound = self._bound(pairs)
 
     def _bound(self, pairs: list[Pair]) -> int:
-        return accumulator_bound(pairs, self.input.kind, self.taps, self.groups)
+        return accumulator_bound(pairs, self.input.kind, self.taps, self.groups, self.w_kind)
 
     def _load_from_state_dict(self, *arguments) -> None:
         super()._load_from_state_dict(*arguments)
@@ -215,19 +219,21 @@ class QuantLayer(nn.Module):
 
     def weight_scale(self) -> Tensor:
         """float32 [O]: the scale the weights' codes are made with (before a batch norm is folded in)."""
+        if self.w_scale != "learned":
+            return average(self.weight.flatten(1), self.w_scale)
         return learned(self.weight_unit, self.weight_gain, self.weight[0].numel())
 
     def fit_weight_scale(self, importance: Tensor | None = None) -> None:
         """Start the weight scales again at the least-squares fit for `bits`; importance: what each input of an output counts."""
         rows = self.weight.detach().flatten(1)
         bits = along_weight(self.bits, self.weight).expand(-1, *self.weight.shape[1:]).flatten(1)
-        self.weight_unit.copy_(fit_scale(rows, WEIGHT_GRID, bits, importance=importance))
+        self.weight_unit.copy_(fit_scale(rows, self.w_kind, bits, importance=importance))
         with torch.no_grad():
             self.weight_gain.fill_(1)
 
     def weight_table(self) -> Table:
         bits = along_weight(self.bits, self.kernel)
-        return Table.of(WEIGHT_GRID, bits, bits.shape)
+        return Table.of(self.w_kind, bits, bits.shape)
 
     @property
     def kernel(self) -> Tensor:
@@ -240,7 +246,7 @@ class QuantLayer(nn.Module):
 
     def weight_levels(self) -> Tensor:
         """Whole numbers in float32, shaped like `kernel`, with a gradient to the weight."""
-        return levels(self.kernel, self._per_output(self.weight_scale()), self.weight_table())
+        return levels(self.kernel, self._per_output(self.weight_scale()), self.weight_table(), self.surrogate)
 
     def shipped(self) -> tuple[Tensor, Tensor | None]:
         """(scale, bias) of the epilogue, float32 [O], a batch norm folded in with its running statistics."""
@@ -335,12 +341,13 @@ class QuantLayer(nn.Module):
 
     def _exact(self, x: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         input_scale = self.input.scale_for(x, self.row_dims)
-        levels_x = levels(x, input_scale, self._input_table())
+        smooth = self.surrogate == "tanh" and self.kind == "bipolar"
+        levels_x = levels(x, input_scale, self._input_table(), self.surrogate if smooth else "clipped")
         levels_w = self.weight_levels()
         segments = segment_factor((self.bits, self.a_bits), self.kernel, self.kind, self.pairs)
         if segments is not None:
             levels_w = levels_w * segments
-        factor = input_scale * 2.0 ** result_exponent(self.pairs, self.kind)
+        factor = input_scale * 2.0 ** result_exponent(self.pairs, self.kind, self.w_kind)
         y, _ = emulate(levels_x, levels_w, factor, weight_scale, bias, self._geometry, self.bound >= FLOAT32_EXACT)
         return y
 

@@ -58,8 +58,8 @@ def prepare(model: nn.Module, config: Config, example_input: object) -> nn.Modul
     for layer in taken:
         spread = network.pixels.get(names[layer], 1)
         quantized[layer] = _quantized(layer, palettes[layer], seen[layer], config, folded.get(layer), spread)
-        if layer not in fixed and config.nested_bits:
-            quantized[layer].nested = Nested(config.nested_bits, quantized[layer])
+        if layer not in fixed:
+            _choose_weights(quantized[layer], config)
     norms: dict[nn.Module, nn.Module] = {norm: QuantNorm(norm) for norm in network.norms}
     rows, embeddings = _embeddings(names, config)
     swap(model, {**quantized, **norms, **rows, **{norm: nn.Identity() for norm in folded.values()}})
@@ -206,6 +206,17 @@ def _quantized(
     _start(quantized, config.start_bits if learns else palette[1], seen)
     quantized.training = layer.training  # not .train(): the batch norm keeps a mode of its own
     return quantized
+
+
+def _choose_weights(layer: QuantLayer, config: Config) -> None:
+    """What the weights of learned layers may have and those of the first and the last layer do not."""
+    layer.w_kind, layer.w_scale, layer.surrogate = config.w_grid, config.w_scale, config.surrogate
+    layer.weight_gain.requires_grad_(config.w_scale == "learned")
+    if config.w_grid != "bipolar":
+        layer.read_bits()
+        layer.fit_weight_scale()
+    if config.nested_bits:
+        layer.nested = Nested(config.nested_bits, layer)
 
 
 def _foldable(layer: nn.Module, norm: nn.Module | None) -> nn.Module | None:

@@ -37,22 +37,24 @@ def _constants(kind: str) -> Tensor:
     """float32 [9, 5]: row p holds the constants of the p-bit grid; row 0 is never read."""
     rows = [[0.0] * 5]
     for bits in range(1, 9):
-        grid = Grid(kind, bits)
+        grid = Grid(kind, 2 if kind == "ternary" else bits)  # the other rows of the ternary grid are never read
         numerator, z = grid.quantizer(1.0)
         rows.append([float(numerator), float(z), grid.cmax, grid.alpha, grid.beta])
     return torch.tensor(rows, dtype=torch.float32)
 
 
-_CONSTANTS = {kind: _constants(kind) for kind in ("bipolar", "unsigned")}
+_CONSTANTS = {kind: _constants(kind) for kind in ("bipolar", "unsigned", "ternary")}
 
 
-def levels(x: Tensor, scale: Tensor, table: Table) -> Tensor:
+def levels(x: Tensor, scale: Tensor, table: Table, surrogate: str = "clipped") -> Tensor:
     """Whole numbers in float32, shaped like x; `scale` broadcasts against x.
 
-    Gradients: straight through where the code is inside 0..cmax, zero outside; for the scale the exact derivative with
-    the rounding passed straight through, which is the one of LSQ once the output is multiplied by the scale again.
+    Gradients pass the rounding as `surrogate` says, v being the place of x in the grid, -1 and 1 its ends: "clipped" straight
+    through where the code is inside 0..cmax, zero outside; "identity" straight through everywhere; "tanh" times the derivative
+    of tanh(2v), which falls smoothly towards the ends. For the scale the exact derivative with the rounding passed likewise,
+    which for "clipped" is the one of LSQ once the output is multiplied by the scale again.
     """
-    return _levels(x, scale, *table)[0]
+    return _levels(x, scale, *table, surrogate)[0]
 
 
 def codes(x: Tensor, scale: Tensor, table: Table) -> Tensor:
@@ -75,34 +77,43 @@ def _truncated(t: Tensor, cmax: Tensor) -> Tensor:
 
 @torch.library.custom_op("soniq::fake_quantize", mutates_args=())
 def _levels(
-    x: Tensor, scale: Tensor, numerator: Tensor, z: Tensor, cmax: Tensor, alpha: Tensor, beta: Tensor
+    x: Tensor, scale: Tensor, numerator: Tensor, z: Tensor, cmax: Tensor, alpha: Tensor, beta: Tensor, surrogate: str
 ) -> tuple[Tensor, Tensor]:
-    """(levels, 1.0 where the code is inside 0..cmax and 0.0 where it was clipped)."""
+    """(levels, how much of the gradient passes: 1.0 where the code is inside 0..cmax, 0.0 where it was clipped)."""
     t = _affine(x, scale, numerator, z)
+    smooth = _slope(t, cmax) if surrogate == "tanh" else None
     c = _truncated(t, cmax)
-    inside = t.eq_(c)  # in place: a float, which multiplies faster than a bool
-    return c.mul_(alpha).add_(beta), inside
+    passes = t.eq_(c) if smooth is None else smooth  # in place: a float, which multiplies faster than a bool
+    if surrogate == "identity":
+        passes.fill_(1)
+    return c.mul_(alpha).add_(beta), passes
+
+
+def _slope(t: Tensor, cmax: Tensor) -> Tensor:
+    """The derivative of tanh(2v), where v is -1 at t = 0 and 1 at t = cmax + 1."""
+    middle = (cmax + 1) / 2
+    return (1 - ((t - middle) / middle * 2).tanh_().square_()).nan_to_num_(nan=0.0)
 
 
 @_levels.register_fake
-def _(x, scale, numerator, z, cmax, alpha, beta):
+def _(x, scale, numerator, z, cmax, alpha, beta, surrogate):
     return torch.empty_like(x), torch.empty_like(x)
 
 
 def _keep(ctx, inputs, output):
-    x, scale, numerator, _, _, alpha, _ = inputs
+    x, scale, numerator, _, _, alpha, *_ = inputs
     ctx.save_for_backward(x, scale, numerator, alpha, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _straight_through(ctx, grad, _):
-    x, scale, numerator, alpha, inside = ctx.saved_tensors
-    grad_x = inside * grad
+    x, scale, numerator, alpha, passes = ctx.saved_tensors
+    grad_x = passes * grad
     grad_x *= alpha * (numerator / scale)
     grad_scale = None
     if ctx.needs_input_grad[1]:
         grad_scale = (grad_x * x).sum_to_size(scale.shape) / -scale
-    return grad_x, grad_scale, None, None, None, None, None
+    return grad_x, grad_scale, None, None, None, None, None, None
 
 
 _levels.register_autograd(_straight_through, setup_context=_keep)

@@ -202,7 +202,7 @@ def _packed_row(name: str, layer: PackedLayer) -> LayerReport:
     kind, taps = segments[0].a.kind, math.prod(shape[1:-1])
     explanation = gemm.explain(np.zeros((MANY_ROWS, packed.plan.channels), np.float32), packed)
     shape = (shape[0], shape[-1], *shape[1:-1])  # OIHW, as torch says it
-    bound = accumulator_bound(pairs, kind, taps, packed.groups)
+    bound = accumulator_bound(pairs, kind, taps, packed.groups, segments[0].w.kind)
     return LayerReport(name, type(layer).__name__, shape, _channels(counts), float(bits.mean()), packed.nbytes,
                        _grid(kind, packed.activation_scale == PER_ROW), explanation.family, bound, explanation.isa,
                        **_speed(counts, Shape(shape[-1] if len(shape) > 2 else 1, packed.groups,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from soniq_kernels.packing import Grid
-
 from .quantizer import LARGEST_SCALE, SMALLEST_SCALE, Table, levels
 
 
@@ -18,7 +16,7 @@ def fit_scale(x: Tensor, kind: str, bits: Tensor, candidates: int = 40, importan
     """
     with torch.no_grad():
         table = Table.of(kind, bits, bits.shape)
-        unit = _unit(kind, bits)
+        unit = 1 / (table.alpha * table.numerator)  # 2^e: what one level is worth at scale 1
         counts = 1.0 if importance is None else importance
         amax = x.abs().amax(dim=1, keepdim=True).clamp(max=LARGEST_SCALE)
         best = torch.where(amax > 0, amax / 2, torch.ones_like(amax)).clamp_(min=SMALLEST_SCALE)
@@ -31,10 +29,20 @@ def fit_scale(x: Tensor, kind: str, bits: Tensor, candidates: int = 40, importan
         return best.squeeze(1)
 
 
-def _unit(kind: str, bits: Tensor) -> Tensor:
-    """2^e of the grid: what one level is worth at scale 1."""
-    units = torch.tensor([1.0] + [2.0 ** Grid(kind, p).exponent for p in range(1, 9)])
-    return units.to(bits.device)[bits]
+def average(x: Tensor, how: str) -> Tensor:
+    """float32 [rows]: the mean ("absmean") or median ("absmedian") of |x| of each row of x [rows, values]: the scale of
+    ternary weights in BitNet b1.58 (Ma et al., 2024, arXiv 2402.17764) and of one-bit ones in XNOR-Net (Rastegari et al., 2016).
+
+    The same bits in any order of summation: the mean is a sum of whole numbers, 2^-38 of the row's largest value at most. No gradient.
+    """
+    with torch.no_grad():
+        size = x.abs().double()
+        if how == "absmedian":
+            found = size.median(dim=1).values
+        else:
+            unit = torch.exp2(torch.frexp(size.amax(1, keepdim=True)).exponent - 38.0)
+            found = (size / unit).round_().long().sum(1).double() * unit.squeeze(1) / x.shape[1]
+        return torch.where(found > 0, found, 1.0).float().clamp_(SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def learned(unit: Tensor, gain: Tensor, values: int) -> Tensor:
