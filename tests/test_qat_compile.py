@@ -54,8 +54,8 @@ def test_noise_phase_compiles():
 
 
 def test_opcheck_of_the_emulation():
-    """Schema, fake and autograd registration of the three training ops."""
-    from soniq_kernels.qat import emulation, folding, quantizer
+    """Schema, fake and autograd registration of the training ops."""
+    from soniq_kernels.qat import emulation, folding, nested, quantizer
 
     x, w = torch.randn(2, 4, 5, 5, requires_grad=True), torch.randn(6, 2, 3, 3, requires_grad=True)
     scale, bias = torch.rand(6, requires_grad=True), torch.randn(6, requires_grad=True)
@@ -65,6 +65,8 @@ def test_opcheck_of_the_emulation():
     torch.library.opcheck(emulation.emulate, (x, w, factor, scale, None, geometry, True))
     torch.library.opcheck(emulation.emulate, (x, x[0, 0], factor, scale[:5], bias[:5], [], False))
     table = quantizer.Table.of("bipolar", torch.tensor([2, 4, 2, 4]), (4, 1, 1))
-    torch.library.opcheck(quantizer._levels, (x, factor, *table))
+    for surrogate in ("clipped", "identity", "tanh"):
+        torch.library.opcheck(quantizer._levels, (x, factor, *table, surrogate))
+    torch.library.opcheck(nested.mixture, (scale, bias, torch.rand(6, dtype=torch.float64)))
     statistics = (torch.randn(6), torch.rand(6), 1e-5)
     torch.library.opcheck(folding.fold_batch_norm, (scale, bias, bias.detach(), scale.detach(), *statistics))
