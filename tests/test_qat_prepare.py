@@ -198,6 +198,29 @@ def test_reused_layers_and_tied_weights():
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
+class BranchesOnData(nn.Module):
+    """Reads a value of its input to choose a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.small, self.large, self.leave = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        middle = self.large if x.mean() > 0.5 else self.small
+        return self.leave(torch.relu(middle(torch.relu(self.enter(x)))))
+
+
+def test_a_branch_on_data_is_converted_layer_by_layer():
+    """Both ways through are the training's; the layer that the example does not reach stays float, and the report says so."""
+    torch.manual_seed(0)
+    model = qat.freeze(qat.prepare(BranchesOnData(), qat.Config(), torch.zeros(4, 6)))
+    assert model.soniq_left_float == {"large": "the example input does not reach its forward"}
+    packed = qat.convert(model)
+    assert "cannot trace its forward" in packed.soniq_floats[0] and "control flow" in packed.soniq_floats[0]
+    for x in (torch.zeros(4, 6), torch.ones(4, 6)):
+        assert qat.verify(model, packed, x)
+
+
 class HidesALayer(nn.Module):
     def __init__(self):
         super().__init__()
