@@ -218,7 +218,7 @@ def write_page(results: pretrained.Results) -> None:
                "ms, 16 x 32 tokens": "milliseconds", "CPU s to quantize": "cpu_seconds"}  # fmt: skip
     note = (f"All 36 Linears of all-MiniLM-L6-v2, activations with a scale for each token, embeddings float32. Cosine of sentence "
             f"vectors with those of FP32 on sentences of works that neither calibration nor distillation saw; distilled: "
-            f"label-free, on {BATCH} sentences a step. Times: one thread, all in turns. `python examples/minilm.py`, then `--time`.")  # fmt: skip
+            f"label-free, on {BATCH} sentences a step. Times: one thread, all in turns. `python examples/minilm.py --texts FOLDER`, then `--time`.")  # fmt: skip
     pretrained.page(results, "MiniLM", columns, note)
     plot(results)
 

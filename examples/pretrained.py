@@ -82,7 +82,7 @@ def sizes(model: nn.Module, float_bytes: int, packed: Path) -> dict[str, float]:
         "network_bits": round(report.average_bits, 3),
         "layer_bits": round(inner, 3),
         "compression": round(float_bytes / packed.stat().st_size, 2),
-        "shares": {bits: round(levels.count(bits) / len(levels), 3) for bits in sorted(set(levels))},
+        "shares": {bits: round(levels.count(bits) / len(levels), 3) for bits in sorted(set(levels), key=str)},
     }
 
 

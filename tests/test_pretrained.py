@@ -108,6 +108,22 @@ def test_evidence_counts_and_finds(tmp_path, monkeypatch):
     assert sum(a != b for a, b in zip(right["2"], pretrained.digests(model, batches)["2"], strict=True)) == 2
 
 
+def test_sizes_name_both_widths(tmp_path):
+    """Channels of W4A8 beside those of 8: the shares have names and whole numbers."""
+    import pretrained
+    from torch import nn
+
+    from soniq_kernels import qat
+
+    model = nn.Sequential(nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 3)).eval()
+    how = dict(palette=(4, 8), a_palette=(8, 8), target=6.0, first_bits=None, last_bits=None, steps=0, block=4)
+    qat.quantize_model(model, [torch.randn(9, 64)], qat.PostTraining(**how))
+    (tmp_path / "file").write_bytes(bytes(100))
+    sizes = pretrained.sizes(model, 400, tmp_path / "file")
+    assert sizes["compression"] == 4 and sizes["layer_bits"] <= 6
+    assert set(sizes["shares"]) == {8, "W4A8"} and sum(sizes["shares"].values()) == 1
+
+
 def test_results_are_written_at_once(tmp_path, monkeypatch):
     import pretrained
 
