@@ -8,6 +8,7 @@ import doctest
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -125,3 +126,33 @@ def test_readme_networks_are_the_results_files():
     }
     shares = [f"{100 * peak / peaks['OpenVINO INT8']:.0f}" for name, peak in peaks.items() if "INT8" not in name]
     assert f"Peak memory of ResNet-18 is {min(shares)} to {max(shares)} % of OpenVINO's" in readme
+
+
+ACCURACIES = {
+    "fp32": "FP32",
+    "uniform-2": "2 bits",
+    "soniq-2": "1 or 4 bits, learned",
+    "soniq-1.5": "1 or 4 bits, learned",
+    "soniq-1.25": "1 or 3 bits, learned",
+    "uniform-1": "1 bit",
+}
+
+
+def accuracy_rows() -> list[str]:
+    """The README's table of accuracies, made of the results of examples/fashion_mnist.py."""
+    lines = []
+    for recipe, label in ACCURACIES.items():
+        files = sorted((ROOT / "examples/results/fashion_mnist").glob(f"{recipe}-[0-9].json"))
+        runs = [json.loads(file.read_text()) for file in files]
+        first, scores = runs[0], [run["accuracy"] for run in runs]
+        a_bits = first.get("a_palette", first.get("palette", [32]))[-1]
+        lines.append(
+            f"| {label} | {first['inner_bits']:g} | {a_bits} | {first['compression']:.1f}x | {mean(scores):.2f} % | {len(runs)} |"
+        )
+    return lines
+
+
+def test_readme_accuracies_are_the_results_files():
+    """The README's table of accuracies is that of the runs in examples/results/fashion_mnist/."""
+    readme = (ROOT / "README.md").read_text()
+    assert [row for row in accuracy_rows() if row not in readme] == []
