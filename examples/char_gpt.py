@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from comparison import Rows, to_float, verdict
-from experiment import All, Epochs, Experiment, Recipe, Recipes, Seeds, Table, Threads
+from experiment import All, Epochs, Experiment, Recipe, Recipes, Seeds, Table, Threads, Timed
 from runs import Store
 from torch import Tensor, nn
 
@@ -150,6 +150,7 @@ def main(
     seed: Seeds = None,
     all_: All = False,
     table: Table = False,
+    time: Timed = False,
     epochs: Epochs = None,
     data_path: Annotated[Path | None, typer.Option(help="folder with the texts")] = None,
     threads: Threads = 1,
@@ -157,7 +158,7 @@ def main(
     """Train what is missing, then write the tables."""
     experiment = EXPERIMENT.of_epochs(epochs)
     names = experiment.chosen(recipe, all_, table)
-    experiment.command(lambda: Text(data_path), names, seed or [], table, threads)
+    experiment.command(lambda: Text(data_path), names, seed or [], table, threads, time)
 
 
 if __name__ == "__main__":

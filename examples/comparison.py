@@ -25,7 +25,7 @@ def by_recipe(results: Sequence[dict[str, Any]], recipes: Sequence[str]) -> Rows
 
 def table(rows: Rows, measure: str) -> str:
     """A line a recipe: mean and standard error over its seeds; the difference to FP32 is that of equal seeds."""
-    lines = [["recipe", "inner bits", "of activations", "network bits", "smaller by", measure, "minus FP32", "seeds", "planner µs", "CPU µs",
+    lines = [["recipe", "inner bits", "of activations", "network bits", "smaller by", measure, "minus FP32", "seeds", "products µs", "measured µs",
               "outputs", "mismatches"]]  # fmt: skip
     for name, found in rows.items():
         if not found:
@@ -34,7 +34,7 @@ def table(rows: Rows, measure: str) -> str:
         lines.append([
             name, _average(found, "inner_bits"), _activations(found[0]), _average(found, "network_bits"), _average(found, "compression") + "x",
             spread(mean_and_error([r[measure] for r in found])), spread(to_float(rows, name, measure), "+"), ", ".join(str(r["seed"]) for r in found),
-            _average(found, "planner_us"), _average(found, "packed_cpu_us"), *_mismatches(found),
+            _average(found, "planner_us"), _average(found, "measured_us"), *_mismatches(found),
         ])  # fmt: skip
     return markdown(lines)
 
@@ -75,7 +75,7 @@ def curve(rows: Rows, family: str, measure: str, along: str = "inner_bits") -> n
     points = [
         (np.mean([r[along] for r in found]), *mean_and_error([r[measure] for r in found]))
         for name, found in rows.items()
-        if name.split("-")[0] == family and found
+        if name.split("-")[0] == family and found and all(along in r for r in found)
     ]
     return np.array(sorted(points)).reshape(-1, 3)
 
@@ -131,8 +131,9 @@ def write_tables(
     store: Store, recipes: Sequence[str], measure: str, goals: Callable[[Rows], Sequence[tuple[str, str]]]
 ) -> list[Path]:
     """results.md and results.png beside the results; the two paths. goals: lines of (goal, what was found)."""
-    results = store.all()
-    rows = by_recipe(results, recipes)
+    results, times = store.all(), store.times()
+    timed = [run | ({"measured_us": times[run["recipe"]]} if run["recipe"] in times else {}) for run in results]
+    rows = by_recipe(timed, recipes)
     folder = store.results / store.name
     folder.mkdir(parents=True, exist_ok=True)
     picture(rows, measure, folder / "results.png")

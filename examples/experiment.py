@@ -24,7 +24,20 @@ from typing import Annotated, Any, Protocol
 import torch
 import typer
 from comparison import SEEDS, Rows, write_tables
-from runs import Progress, Stage, Store, Task, command_line, console, evidence, machine, sizes, train
+from runs import (
+    Progress,
+    Stage,
+    Store,
+    Task,
+    command_line,
+    console,
+    evidence,
+    load,
+    machine,
+    microseconds,
+    sizes,
+    train,
+)
 from torch import Tensor, nn
 
 from soniq_kernels import qat
@@ -37,6 +50,7 @@ Recipes = Annotated[list[str] | None, typer.Option(help="a recipe; may be repeat
 Seeds = Annotated[list[int] | None, typer.Option(help="may be repeated; default 0, 1 and 2")]
 All = Annotated[bool, typer.Option("--all", help="every recipe, the most important first")]
 Table = Annotated[bool, typer.Option("--table", help="write results.md and results.png")]
+Timed = Annotated[bool, typer.Option("--time", help="time the packed networks whose checkpoints are here, in turns")]
 Epochs = Annotated[int | None, typer.Option(help="of every recipe, for trials; results go to a folder of their own")]
 Threads = Annotated[int, typer.Option(help="of torch")]
 
@@ -151,6 +165,21 @@ class Experiment:
         console.print(f"{label}: {self.measure} {result[self.measure]}, written to {file.name}")
         return result
 
+    def time(self, seed: int, data: Data) -> Path:
+        """Measure the packed networks of this seed beside each other; the file that was written."""
+        networks = {name: self._packed(name, seed, data) for name, recipe in self.recipes.items()
+                    if recipe.palette[0] < 32 and self.store.checkpoint(name, seed).is_file()}  # fmt: skip
+        console.print(f"timing {', '.join(networks) or 'nothing: no checkpoint is here'}")
+        found = microseconds(networks, data.test_inputs[: self.batch])
+        about = {"seed": seed, "batch": self.batch, "command": command_line(), "machine": machine()}
+        return self.store.write_times({"microseconds": found, **about})
+
+    def _packed(self, name: str, seed: int, data: Data) -> nn.Module:
+        """The network of a finished run."""
+        model = _prepared(self.teacher(seed, data), self.recipes[name], data.example())
+        load(model, self.store.checkpoint(name, seed))
+        return qat.convert(model.eval())
+
     def _result(self, recipe: str, seed: int, done: Progress, score: float, **others: object) -> dict[str, Any]:
         float_bits = {"inner_bits": 32.0, "network_bits": 32.0, "compression": 1.0}
         return {
@@ -160,15 +189,23 @@ class Experiment:
         }  # fmt: skip
 
     def command(
-        self, data: Callable[[], Data], recipes: list[str], seeds: list[int], table: bool, threads: int
+        self,
+        data: Callable[[], Data],
+        recipes: list[str],
+        seeds: list[int],
+        table: bool,
+        threads: int,
+        timed: bool = False,
     ) -> list[Path]:
-        """Train what is missing of these recipes, then write the tables; the files of the tables."""
+        """Train what is missing of these recipes, time what is there, then write the tables; the files of the tables."""
         torch.set_num_threads(threads)
         wanted = [(name, seed) for seed in seeds or SEEDS for name in recipes if self.store.read(name, seed) is None]
-        loaded = data() if wanted else None
+        loaded = data() if wanted or timed else None
         for index, (name, seed) in enumerate(wanted):
             console.print(f"run {index + 1} of {len(wanted)}: {name} seed {seed}")
             self.run(name, seed, loaded)
+        if timed:
+            console.print(f"wrote {self.time((seeds or SEEDS)[0], loaded)}")
         files = write_tables(self.store, list(self.recipes), self.measure, self.goals) if table else []
         for file in files:
             console.print(f"wrote {file}")

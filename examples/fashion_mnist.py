@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import typer
 from comparison import Rows, above, curve, spread, to_float, verdict
 from demo_data import fashion_mnist
-from experiment import All, Epochs, Experiment, Recipe, Recipes, Seeds, Table, Threads
+from experiment import All, Epochs, Experiment, Recipe, Recipes, Seeds, Table, Threads, Timed
 from runs import Store
 from torch import Tensor, nn
 
@@ -122,7 +122,7 @@ def goals(rows: Rows) -> list[tuple[str, str]]:
         ("2 bits within 0.3 points of FP32", verdict(to_float(rows, "soniq-2", "accuracy"), -0.3)),
         ("4 bits at or above FP32", verdict(to_float(rows, "soniq-4", "accuracy"), 0)),
     ]
-    for along, unit in (("inner_bits", "bits"), ("planner_us", "µs")):
+    for along, unit in (("inner_bits", "bits"), ("planner_us", "µs of products"), ("measured_us", "µs measured")):
         points = above(rows, "accuracy", along)
         text = ", ".join(f"{at:.2f} {unit}: {spread((more, error), '+')}" for at, more, error in points)
         found.append((f"not below uniform at equal {unit} by more than a standard error", text or "missing"))
@@ -158,6 +158,7 @@ def main(
     seed: Seeds = None,
     all_: All = False,
     table: Table = False,
+    time: Timed = False,
     epochs: Epochs = None,
     resnet20: Annotated[
         bool, typer.Option("--resnet20", help="ResNet-20 in place of the small CNN: an hour a run")
@@ -168,7 +169,7 @@ def main(
     """Train what is missing, then write the tables."""
     experiment = (DEEP if resnet20 else EXPERIMENT).of_epochs(epochs)
     names = experiment.chosen(recipe, all_, table)
-    experiment.command(lambda: Images(data_path), names, seed or [], table, threads)
+    experiment.command(lambda: Images(data_path), names, seed or [], table, threads, time)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,6 +62,16 @@ class Store:
         file = self.file(result["recipe"], result["seed"])
         _write(file, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
         return file
+
+    def write_times(self, found: dict[str, Any]) -> Path:
+        file = self.results / self.name / "times.json"
+        _write(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
+        return file
+
+    def times(self) -> dict[str, float]:
+        """{recipe: microseconds of a sample}, of those that were measured."""
+        file = self.results / self.name / "times.json"
+        return json.loads(file.read_text())["microseconds"] if file.is_file() else {}
 
     def all(self) -> list[dict[str, Any]]:
         """Every finished run."""
@@ -138,7 +148,7 @@ def train(model: nn.Module, stages: Sequence[Stage], task: Task, checkpoint: Pat
 
     Raises FloatingPointError where the loss is not finite.
     """
-    done, resumed = _load(model, checkpoint)
+    done, resumed = load(model, checkpoint)
     for index, stage in enumerate(stages):
         if index < done.stage:
             continue
@@ -198,7 +208,8 @@ def _save(model: nn.Module, optimizer, schedule, done: Progress, file: Path) -> 
     _write(file, lambda path: torch.save(state, path))
 
 
-def _load(model: nn.Module, file: Path) -> tuple[Progress, dict[str, Any]]:
+def load(model: nn.Module, file: Path) -> tuple[Progress, dict[str, Any]]:
+    """The model as the checkpoint left it, if there is one; (where training stood, all of the checkpoint)."""
     if not file.is_file():
         return Progress(), {}
     state = torch.load(file, weights_only=True)
@@ -228,8 +239,7 @@ def evidence(model: nn.Module, factory: str, inputs: Tensor, batch: int) -> dict
         qat.save(packed, file)
         size = file.stat().st_size
         fresh = _compare_fresh(model, factory, file, inputs, batch)
-    return {"file_bytes": size, "layers": dict(layers), "network": dict(outputs), "new_process": fresh,
-            "packed_cpu_us": _cpu_us(packed, inputs[:batch])}  # fmt: skip
+    return {"file_bytes": size, "layers": dict(layers), "network": dict(outputs), "new_process": fresh}
 
 
 def _compare_fresh(model: nn.Module, factory: str, file: Path, inputs: Tensor, batch: int) -> dict[str, int]:
@@ -270,17 +280,20 @@ def digests(model: nn.Module, call: Callable[[Tensor], Tensor], inputs: Tensor, 
 
 
 @torch.no_grad()
-def _cpu_us(packed: nn.Module, inputs: Tensor, rounds: int = 10) -> float:
-    """CPU microseconds of one sample in a batch, on one thread: the fastest round."""
+def microseconds(
+    networks: Mapping[str, Callable[[Tensor], object]], inputs: Tensor, rounds: int = 15
+) -> dict[str, float]:
+    """CPU microseconds of one sample in a batch, on one thread: the median of rounds in which all take turns."""
     threads = soniq_kernels.get_num_threads()
     soniq_kernels.set_num_threads(1)
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        packed(inputs)
-        times.append(time.process_time() - start)
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(1 + rounds):
+        for name, network in networks.items():
+            start = time.process_time()
+            network(inputs)
+            times[name].append(time.process_time() - start)
     soniq_kernels.set_num_threads(threads)
-    return round(1e6 * min(times) / len(inputs), 2)
+    return {name: round(1e6 * median(found[1:]) / len(inputs), 2) for name, found in times.items()}
 
 
 def sizes(model: nn.Module) -> dict[str, Any]:

@@ -57,10 +57,11 @@ def test_images_from_recipe_to_table(fashion_folder, capsys):
 
     experiment = small(example.EXPERIMENT, fashion_folder)
     data = example.Images(fashion_folder)
-    page, picture = experiment.command(lambda: data, ["teacher", "fp32", "soniq-1.5"], [0], True, 1)
+    page, picture = experiment.command(lambda: data, ["teacher", "fp32", "soniq-1.5"], [0], True, 1, True)
     result = experiment.store.read("soniq-1.5", 0)
     assert identical(result)
     assert result["inner_bits"] <= 1.5 < result["network_bits"] and result["epochs"] == 3
+    assert experiment.store.times().keys() == {"soniq-1.5"} and experiment.store.times()["soniq-1.5"] > 0
     assert "uniform-2 | missing" in page.read_text() and picture.stat().st_size > 10_000
     experiment.command(lambda: pytest.fail("everything is there"), ["soniq-1.5"], [0], False, 1)
     assert "run 1 of" in capsys.readouterr().out
