@@ -122,7 +122,8 @@ def picture(rows: Rows, measure: str, file: Path) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(measure)
-    axes[0].legend()
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend()
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
