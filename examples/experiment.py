@@ -60,7 +60,7 @@ class Recipe:
     """One row of the table.
 
     palette, a_palette: of the weights and of the activations; None: the same. target: average bits of the inner layers'
-    weights. edges: bits of the first and the last layer.
+    weights. edges: bits of the first and the last layer. blocks: channel counts that leave the kernels the least to pad.
     """
 
     family: str
@@ -68,6 +68,7 @@ class Recipe:
     target: float = 32.0
     a_palette: tuple[int, int] | None = None
     edges: int = 8
+    blocks: bool = False
 
 
 class Data(Task, Protocol):
@@ -121,7 +122,11 @@ class Experiment:
         if recipe.family == "fp32":
             return [Stage("float", sum(self.epochs), partial(_float_groups, rate=self.rate))]
         if recipe.family in ("soniq", "tied"):
-            return [Stage("noise", noise, self._groups), Stage("exact", exact, self._groups, qat.freeze), last]
+            return [
+                Stage("noise", noise, self._groups),
+                Stage("exact", exact, self._groups, partial(qat.freeze, blocks=recipe.blocks)),
+                last,
+            ]
         return [Stage("exact", noise + exact, self._groups, partial(_allocate, family=recipe.family)), last]
 
     def _groups(self, model: nn.Module, part: float = 1.0) -> list[dict[str, Any]]:

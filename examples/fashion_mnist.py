@@ -31,6 +31,7 @@ RECIPES = {  # the most important first
     "teacher": Recipe("teacher"),
     "fp32": Recipe("fp32"),
     "soniq-2": Recipe("soniq", (1, 4), 2, (4, 4)),
+    "soniq-2-blocks": Recipe("soniq", (1, 4), 2, (4, 4), blocks=True),
     "uniform-2": Recipe("uniform", (2, 2), 2),
     "uniform-1": Recipe("uniform", (1, 1), 1),
     "soniq-1.5": Recipe("soniq", (1, 4), 1.5, (4, 4)),
