@@ -157,7 +157,7 @@ def main(
 ) -> None:
     """Train what is missing, then write the tables."""
     experiment = EXPERIMENT.of_epochs(epochs)
-    names = experiment.chosen(recipe, all_, table)
+    names = experiment.chosen(recipe, all_, table or time)
     experiment.command(lambda: Text(data_path), names, seed or [], table, threads, time)
 
 

@@ -222,7 +222,7 @@ class Experiment:
         if unknown := [name for name in names if name not in self.recipes]:
             raise SystemExit(f"got recipe {unknown[0]!r}, expected one of {', '.join(self.recipes)}")
         if not names and not table:
-            raise SystemExit("nothing to do: give --all, --recipe NAME or --table")
+            raise SystemExit("nothing to do: give --all, --recipe NAME, --table or --time")
         return names
 
 

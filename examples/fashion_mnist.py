@@ -169,7 +169,7 @@ def main(
 ) -> None:
     """Train what is missing, then write the tables."""
     experiment = (DEEP if resnet20 else EXPERIMENT).of_epochs(epochs)
-    names = experiment.chosen(recipe, all_, table)
+    names = experiment.chosen(recipe, all_, table or time)
     experiment.command(lambda: Images(data_path), names, seed or [], table, threads, time)
 
 

@@ -131,6 +131,7 @@ def test_readme_networks_are_the_results_files():
 ACCURACIES = {
     "fp32": "FP32",
     "uniform-2": "2 bits",
+    "soniq-2-blocks": "1 or 4 bits, learned, in blocks of the kernels",
     "soniq-2": "1 or 4 bits, learned",
     "soniq-1.5": "1 or 4 bits, learned",
     "soniq-1.25": "1 or 3 bits, learned",
