@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated
 
 import torch
@@ -26,9 +24,11 @@ from demo_data import Images, load
 from demo_training import accuracy
 from rich.console import Console
 from rich.progress import track
+from runs import machine, mean_and_error
 from torch import nn
 
-from soniq_kernels import isa, qat
+from soniq_kernels import qat
+from soniq_kernels.qat.layers import EXACT
 
 FULL, LOWER, LOW, BATCH = 8, (4, 2, 1), 2, 64
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -134,7 +134,7 @@ def with_fit(model: nn.Module, data: Images) -> nn.Module:
     model = qat.fit_widths(copy.deepcopy(model)).train()
     for layer in model.modules():
         if isinstance(layer, qat.QuantLayer):
-            layer.set_phase(1)  # back to the phase in which batch norms count
+            layer.set_phase(EXACT)  # back to the phase in which batch norms count
     with torch.no_grad():
         for _ in qat.widths(model):
             for _ in range(3):
@@ -225,9 +225,8 @@ def _table(title: str, columns: list[str], names: list[str], kind: str, runs: li
 
 
 def _of(runs: list[dict], value: Callable[[dict], float]) -> str:
-    values = [value(run) for run in runs]
-    error = f" ± {stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{error}"
+    middle, error = mean_and_error([value(run) for run in runs])
+    return f"{middle:.1f}" + (f" ± {error:.1f}" if len(runs) > 1 else "")
 
 
 def main(
@@ -241,8 +240,7 @@ def main(
     path = out / "any_bits.json"
     out.mkdir(parents=True, exist_ok=True)
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    about = {"command": "python examples/any_bits.py", "machine": platform.processor() or platform.machine(),
-             "tier": isa.active(), "epochs": epochs}  # fmt: skip
+    about = {"command": "python examples/any_bits.py", "machine": machine(), "epochs": epochs}
     for seed in track(range(seeds), description="seeds"):
         if seed not in {run["seed"] for run in runs}:
             runs.append(one_seed(data, seed, epochs))

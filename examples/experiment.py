@@ -172,18 +172,18 @@ class Experiment:
 
     def time(self, seed: int, data: Data) -> Path:
         """Measure the packed networks of this seed beside each other; the file that was written."""
-        networks = {name: self._packed(name, seed, data) for name, recipe in self.recipes.items()
-                    if recipe.palette[0] < 32 and self.store.checkpoint(name, seed).is_file()}  # fmt: skip
+        teacher, example = self.teacher(seed, data), data.example()
+        networks = {}
+        for name, recipe in self.recipes.items():
+            checkpoint = self.store.checkpoint(name, seed)
+            if recipe.family not in ("teacher", "fp32") and checkpoint.is_file():
+                model = _prepared(teacher, recipe, example)
+                load(model, checkpoint)
+                networks[name] = qat.convert(model.eval())
         console.print(f"timing {', '.join(networks) or 'nothing: no checkpoint is here'}")
         found = microseconds(networks, data.test_inputs[: self.batch])
         about = {"seed": seed, "batch": self.batch, "command": command_line(), "machine": machine()}
         return self.store.write_times({"microseconds": found, **about})
-
-    def _packed(self, name: str, seed: int, data: Data) -> nn.Module:
-        """The network of a finished run."""
-        model = _prepared(self.teacher(seed, data), self.recipes[name], data.example())
-        load(model, self.store.checkpoint(name, seed))
-        return qat.convert(model.eval())
 
     def _result(self, recipe: str, seed: int, done: Progress, score: float, **others: object) -> dict[str, Any]:
         float_bits = {"inner_bits": 32.0, "network_bits": 32.0, "compression": 1.0}

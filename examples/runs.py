@@ -60,18 +60,18 @@ class Store:
 
     def write(self, result: dict[str, Any]) -> Path:
         file = self.file(result["recipe"], result["seed"])
-        _write(file, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
-        return file
+        return _write_json(file, result)
+
+    @property
+    def times_file(self) -> Path:
+        return self.results / self.name / "times.json"
 
     def write_times(self, found: dict[str, Any]) -> Path:
-        file = self.results / self.name / "times.json"
-        _write(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
-        return file
+        return _write_json(self.times_file, found)
 
     def times(self) -> dict[str, float]:
         """{recipe: microseconds of a sample}, of those that were measured."""
-        file = self.results / self.name / "times.json"
-        return json.loads(file.read_text())["microseconds"] if file.is_file() else {}
+        return json.loads(self.times_file.read_text())["microseconds"] if self.times_file.is_file() else {}
 
     def all(self) -> list[dict[str, Any]]:
         """Every finished run."""
@@ -84,6 +84,11 @@ def _write(file: Path, write: Callable[[Path], object]) -> None:
     part = file.with_name(file.name + ".part")
     write(part)
     part.replace(file)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> Path:
+    _write(file, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+    return file
 
 
 def machine() -> dict[str, Any]:

@@ -67,8 +67,7 @@ class Nested(nn.Module):
         weight, scale = layer.kernel.flatten(1), layer.weight_scale().unsqueeze(1)
         for bits, gain in zip(self.bits, self.gain, strict=True):
             layer.read_planes(Planes(bits))
-            table = layer.weight_table()
-            left = (layer.weight_levels() / (table.alpha * table.numerator)).flatten(1) * scale
+            left = (layer.weight_levels() * layer.weight_table().unit).flatten(1) * scale
             power = left.square().sum(1)
             gain.copy_(torch.where(power > 0, (left * weight).sum(1) / power, 1.0).abs())
         layer.read_planes(ALL)

@@ -32,6 +32,11 @@ class Table(NamedTuple):
         columns = _CONSTANTS[kind].to(bits.device)[bits].unbind(-1)
         return cls(*(column.reshape(shape) for column in columns))
 
+    @property
+    def unit(self) -> Tensor:
+        """2^e: what one level is worth at scale 1."""
+        return 1 / (self.alpha * self.numerator)  # powers of two, so exact
+
 
 def _constants(kind: str) -> Tensor:
     """float32 [9, 5]: row p holds the constants of the p-bit grid; row 0 is never read."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from soniq_kernels.packing import Grid
-
 from .exactness import WEIGHT_GRID
 from .layers import QuantLinear
 from .quantizer import Table, levels
@@ -45,7 +43,7 @@ def input_values(layer: QuantLinear, x: Tensor) -> Tensor:
     x = layer.entering(x)
     scale = layer.input.scale_for(x, layer.row_dims)
     table = layer.input.table(layer._features)
-    return levels(x, scale, table) * (scale * _units(layer.kind, layer.a_bits))
+    return levels(x, scale, table) * (scale * table.unit)
 
 
 def _rounded(layer: QuantLinear, weight: Tensor, diagonal: Tensor, inverse: Tensor) -> Tensor:
@@ -53,18 +51,13 @@ def _rounded(layer: QuantLinear, weight: Tensor, diagonal: Tensor, inverse: Tens
     order = torch.argsort(layer.bits.double() - diagonal / diagonal.max().clamp(min=1e-30) / 2)
     weight, bits = weight[:, order], layer.bits[order]
     upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
-    scale, units = layer.weight_scale(), _units(WEIGHT_GRID, bits)
+    scale = layer.weight_scale()
     chosen = torch.empty(weight.shape)
     for k, bit in enumerate(bits):
         table = Table.of(WEIGHT_GRID, bit.view(1), (1,))
-        chosen[:, k] = levels(weight[:, k].float(), scale, table) * (scale * units[k])
+        chosen[:, k] = levels(weight[:, k].float(), scale, table) * (scale * table.unit)
         error = (weight[:, k] - chosen[:, k].double()) / upper[k, k]
         weight[:, k + 1 :] -= error.unsqueeze(1) * upper[k, k + 1 :]
     result = torch.empty_like(chosen)
     result[:, order] = chosen
     return result
-
-
-def _units(kind: str, bits: Tensor) -> Tensor:
-    """2^e of every channel's grid."""
-    return torch.tensor([1.0] + [2.0 ** Grid(kind, p).exponent for p in range(1, 9)])[bits]

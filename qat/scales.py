@@ -16,14 +16,13 @@ def fit_scale(x: Tensor, kind: str, bits: Tensor, candidates: int = 40, importan
     """
     with torch.no_grad():
         table = Table.of(kind, bits, bits.shape)
-        unit = 1 / (table.alpha * table.numerator)  # 2^e: what one level is worth at scale 1
         counts = 1.0 if importance is None else importance
         amax = x.abs().amax(dim=1, keepdim=True).clamp(max=LARGEST_SCALE)
         best = torch.where(amax > 0, amax / 2, torch.ones_like(amax)).clamp_(min=SMALLEST_SCALE)
         least = torch.full_like(best, torch.inf)
         for fraction in torch.logspace(-1.2, 0.3, candidates).tolist():
             scale = torch.where(amax > 0, amax / 2 * fraction, torch.ones_like(amax)).clamp_(min=SMALLEST_SCALE)
-            error = (levels(x, scale, table) * unit * scale - x).square().mul_(counts).sum(dim=1, keepdim=True)
+            error = (levels(x, scale, table) * table.unit * scale - x).square().mul_(counts).sum(dim=1, keepdim=True)
             best = torch.where(error < least, scale, best)
             least = torch.minimum(error, least)
         return best.squeeze(1)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from soniq_kernels._optional import require
-from soniq_kernels.packing import Grid
 
 from .exactness import WEIGHT_GRID, Pair
 from .layers import QuantLayer
@@ -63,7 +62,7 @@ def _loss_at(target: Target, w_bits: int, a_bits: int) -> Tensor:
 def values_at(x: Tensor, scale: Tensor, kind: str, bits: int) -> Tensor:
     """x rounded to the grid of so many bits: real values."""
     table = Table.of(kind, torch.tensor([bits], device=x.device), (1,))
-    return levels(x, scale, table) * (2.0 ** Grid(kind, bits).exponent * scale)
+    return levels(x, scale, table) * (table.unit * scale)
 
 
 def _of_inputs(layer: QuantLayer, x: Tensor) -> Tensor:

@@ -157,3 +157,5 @@ def test_readme_accuracies_are_the_results_files():
     """The README's table of accuracies is that of the runs in examples/results/fashion_mnist/."""
     readme = (ROOT / "README.md").read_text()
     assert [row for row in accuracy_rows() if row not in readme] == []
+    times = json.loads((ROOT / "examples/results/fashion_mnist/times.json").read_text())["microseconds"]
+    assert times["soniq-2-blocks"] < times["uniform-2"] < times["soniq-2"], "the paragraph says so"

@@ -35,7 +35,7 @@ class PackedWeights:
         activation_scale: float, "per_row" or None; how float32 inputs are quantized.
         scales_at_bits, biases_at_bits: {q: float32 [out_channels]}, what to use when read at q bits.
         planes: per segment, uint8 [bits, bytes]: one dense bit stream per plane over (output, tap, channel), most
-            significant plane first, bit i of a stream in byte i // 8 at position i % 8; None after `drop_portable`.
+            significant plane first, bit i of a stream in byte i // 8 at position i % 8; None once they are dropped.
     """
 
     def __init__(
@@ -535,9 +535,8 @@ def stream_length(plan: Plan, shape: tuple[int, ...], segment: int) -> int:
     return plan.segments[segment].channels * taps * (shape[0] // groups)
 
 
-_UNPACKED_AT_ONCE = (
-    2**16
-)  # codes: they stay in the cache while plane by plane is added, and no second copy of all is needed
+# Codes that are unpacked at once: they stay in the cache while plane by plane is added, and no second copy of all is needed.
+_UNPACKED_AT_ONCE = 2**16
 
 
 def _unpack_streams(packed: PackedWeights, portable: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
