@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -35,8 +39,18 @@ uint64_t enabled_state() {
   return (uint64_t(high) << 32) | low;
 }
 
+// The kernel saves tiles only for processes that asked, since they take 8 KB of each thread; all threads may use them then.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM; Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 CpuFeatures detect() {
-  constexpr uint64_t kYmm = 0x06, kZmm = 0xE6;
+  constexpr uint64_t kYmm = 0x06, kZmm = 0xE6, kTiles = 0x60000;
   const uint64_t state = enabled_state();
   const Registers one = cpuid(1), seven = cpuid(7), seven_one = cpuid(7, 1);
   CpuFeatures f;
@@ -45,8 +59,9 @@ CpuFeatures detect() {
   f.avx512 = f.avx2 && (state & kZmm) == kZmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) &&
              bit(seven.b, 31) && bit(seven.c, 11);
   f.avx512_vbmi = f.avx512 && bit(seven.c, 1) && bit(seven.c, 6) && bit(seven.c, 12) && bit(seven.c, 14);
+  f.amx = f.avx512_vbmi && (state & kTiles) == kTiles && bit(seven.d, 24) && bit(seven.d, 25) && may_use_tiles();
 #if defined(SONIQ_EMULATE_AVX512)
-  f.avx512 = f.avx512_vbmi = f.avx2;  // a test's build: their kernels are made of AVX2
+  f.avx512 = f.avx512_vbmi = f.amx = f.avx2;  // a test's build: their kernels are made of AVX2
 #endif
   return f;
 }

@@ -11,6 +11,7 @@ struct CpuFeatures {
   bool avxvnni = false;      // adds VPDPBUSD in its VEX encoding
   bool avx512 = false;       // F, BW, DQ, VL, VNNI, and the OS saves zmm and the masks
   bool avx512_vbmi = false;  // adds VBMI, VPOPCNTDQ, BITALG
+  bool amx = false;          // adds AMX-TILE and AMX-INT8, and the OS lets this process use the tiles
   bool neon = false;
   bool neon_dotprod = false;
   bool neon_i8mm = false;

@@ -11,6 +11,7 @@ SONIQ_TIER(avx2);
 SONIQ_TIER(avxvnni);
 SONIQ_TIER(avx512);
 SONIQ_TIER(avx512_vbmi);
+SONIQ_TIER(amx);
 SONIQ_TIER(neon);
 SONIQ_TIER(neon_dotprod);
 SONIQ_TIER(neon_i8mm);
@@ -41,6 +42,9 @@ std::vector<Tier*> make_tiers() {
 #if defined(SONIQ_HAVE_AVX512_VBMI)
   add("avx512_vbmi", "AVX-512 with VNNI, VBMI, VBMI2, VPOPCNTDQ and BITALG", &avx512_vbmi_table, cpu.avx512_vbmi);
 #endif
+#if defined(SONIQ_HAVE_AMX)
+  add("amx", "AMX-TILE and AMX-INT8, and all of avx512_vbmi", &amx_table, cpu.amx);
+#endif
 #if defined(SONIQ_HAVE_NEON)
   add("neon", "NEON", &neon_table, cpu.neon);
 #endif
@@ -68,8 +72,12 @@ void count_dot(const Tier& tier, const DotFamily& dot, Counts& counts) {
   for (ExpandFn expand : dot.expand)
     if (expand) counts[prefix + "expand"] = tier.counters.expand;
   for (int form = 0; form < dot.forms; ++form)
-    for (int rows = 1; rows <= dot.tile_rows[form]; ++rows)
+    for (int rows = 1; rows <= kMaxTileRows && dot.tile[form][rows]; ++rows)
       counts[prefix + dot.form_name(form) + ".tile" + std::to_string(rows)] = tier.counters.tile[form][rows];
+  if (dot.matrix) {
+    counts[prefix + dot.form_name(0) + ".pair"] = tier.counters.matrix_pair;
+    counts[prefix + dot.form_name(0) + ".single"] = tier.counters.matrix_single;
+  }
   for (int form = 0; form < dot.forms; ++form)
     for (int bits = 1; bits <= 8; ++bits)
       for (int rows = 1; rows <= dot.few_rows && dot.few[form][bits][rows]; ++rows)

@@ -30,7 +30,7 @@ struct KernelCounters {
   std::array<Count, kMaxDepthwiseForms> depthwise_any{};
   std::array<std::array<Count, 2>, kMaxDepthwiseForms> depthwise_three{};
   std::array<Count, 9> unpack{};
-  Count expand;
+  Count expand, matrix_pair, matrix_single;
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxDotForms> tile{};
   std::array<std::array<std::array<Count, kMaxFewRows + 1>, 9>, kMaxDotForms> few{};
   std::array<Count, 9> planes{};

@@ -80,7 +80,7 @@ class DotSegment final : public SegmentKernel {
   // Few rows are read by whole units of K.
   int codes_read_in_place(int rows) const override {
     if (dot_.expand[form_]) return -1;
-    const int step = rows > dot_.few_rows ? dot_.step[form_] : kUnit;
+    const int step = rows > dot_.few_rows ? dot_.step[form_] : unit(dot_);
     return (k() + step - 1) / step * step;
   }
   PreparedRows gathered_rows(const uint8_t* activations, int rows) const override {
@@ -100,7 +100,19 @@ class DotSegment final : public SegmentKernel {
   }
   int64_t prepared_codes_bytes(int codes) const override { return dot_.expand[form_] ? 2 * codes : codes; }
 
+  bool shifts_all() const override { return dot_.matrix; }
+
  protected:
+  void begin(const PreparedRows& rows) const override {
+    if (dot_.matrix && !few(rows)) dot_.matrix->configure(rows_of_group(rows.run));
+  }
+  void end(const PreparedRows& rows, int panels, int shift, uint32_t* sums, int64_t panel_sums) const override {
+    if (!dot_.matrix || few(rows)) return;
+    dot_.matrix->release();
+    for (int panel = 0; shift > 0 && panel < panels; ++panel, sums += panel_sums)
+      dot_.matrix->shift_left(sums, int64_t(rows.rows) * dot_.columns, shift);
+  }
+
   int64_t brick_bytes(int codes) const override { return int64_t(codes) / kUnit * dot_.columns * 4 * bits_; }
 
   void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
@@ -111,13 +123,14 @@ class DotSegment final : public SegmentKernel {
 
   void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used, int shift, uint32_t* sums,
                       int64_t) const override {
-    if (rows.rows <= dot_.few_rows && rows.run == rows.rows && !(taps().any() && dot_.expand[form_])) {
+    if (few(rows)) {
       dot_.few[form_][bits_][rows.rows](weights, rows.first, rows.stride, codes, sums, shift);
       tier_.counters.few[form_][bits_][rows.rows].add(1);
       return;
     }
     const uint8_t* bytes = unpacked(weights, codes / kUnit);
     const int k = (used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
+    if (dot_.matrix) return multiply_groups(bytes, rows, k, sums);
     const auto& tile = dot_.tile[form_];
     const int64_t stride = dot_.pairs ? 2 * rows.stride : rows.stride;
     each_tile(rows, tile_rows(), tier_.counters.tile[form_], [&](int row, int n, const uint8_t* activations) {
@@ -128,7 +141,45 @@ class DotSegment final : public SegmentKernel {
  private:
   // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
   static BrickShape brick_shape(const DotFamily& dot) {
-    return {dot.columns, dot.columns, kUnit, kBlock, dot.pairs ? kUnit : 1};
+    return {dot.columns, dot.columns, unit(dot), kBlock, dot.pairs ? kUnit : 1};
+  }
+  // What few rows read at once, and the rest.
+  static int unit(const DotFamily& dot) { return dot.matrix ? std::max(kUnit, dot.matrix->codes) : kUnit; }
+  bool few(const PreparedRows& rows) const {
+    return rows.rows <= dot_.few_rows && rows.run == rows.rows && !(taps().any() && dot_.expand[form_]);
+  }
+
+  // Rows of a group, one number for all runs: the last group of a run overlaps the one before it by as little as can be.
+  int rows_of_group(int run) const {
+    const int groups = (run + dot_.matrix->rows - 1) / dot_.matrix->rows;
+    return (run + groups - 1) / groups;
+  }
+  void multiply_groups(const uint8_t* weights, const PreparedRows& rows, int k, uint32_t* sums) const {
+    const int count = rows_of_group(rows.run);
+    const uint8_t* waiting = nullptr;  // for a second group
+    uint32_t* waiting_sums = nullptr;
+    const uint8_t* run = rows.first;
+    for (int first = 0; first < rows.rows; first += rows.run, run += rows.run_stride)
+      for (int at = 0; at < rows.run; at += count) {
+        const int begin = std::min(at, rows.run - count);
+        const uint8_t* const group = run + begin * rows.stride;
+        uint32_t* const to = sums + int64_t(first + begin) * dot_.columns;
+        if (begin < at) {
+          multiply_group(weights, group, rows.stride, k, count, at - begin, to);
+        } else if (waiting) {
+          dot_.matrix->pair(weights, waiting, group, rows.stride, k, waiting_sums, to);
+          tier_.counters.matrix_pair.add(1);
+          waiting = nullptr;
+        } else {
+          waiting = group, waiting_sums = to;
+        }
+      }
+    if (waiting) multiply_group(weights, waiting, rows.stride, k, count, 0, waiting_sums);
+  }
+  void multiply_group(const uint8_t* weights, const uint8_t* group, int64_t stride, int k, int count, int skip,
+                      uint32_t* sums) const {
+    dot_.matrix->single(weights, group, stride, k, count, skip, sums);
+    tier_.counters.matrix_single.add(1);
   }
   bool expands(int rows) const { return dot_.expand[form_] && rows > dot_.few_rows; }
   // Where the codes of a row of a block of `rows` rows begin.

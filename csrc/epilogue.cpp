@@ -70,6 +70,7 @@ void TileEpilogue::operator()(const PanelSums& sums, const uint32_t* row_terms, 
   tile.sums = sums.first;
   tile.panel_stride = sums.stride;
   tile.panel_cols = sums.columns;
+  tile.shift = sums.shift;
   tile.rows = rows;
   tile.cols = cols;
   tile.first_column = n0;

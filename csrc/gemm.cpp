@@ -7,26 +7,12 @@
 //         epilogue of each panel while its sums are hot
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
 #include "conv2d.h"
 #include "layer.h"
 #include "threads.h"
 
 namespace soniq {
-
-// Panels that are finished together, a span: what the widest kernel of the layer works on at once. All are powers of two,
-// so those of narrower kernels divide it.
-int panels_of_span(const Layer& layer) {
-  int panels = 1;
-  for (int g = 0; g < layer.shape().groups; ++g)
-    for (int s = 0; s < layer.segments(); ++s) panels = std::max(panels, layer.kernel(g, s).panels_together());
-  return panels;
-}
-int spans_of_group(const Layer& layer) {
-  const int columns = layer.kernel(0, 0).panel_columns() * panels_of_span(layer);
-  return (layer.shape().group_outputs() + columns - 1) / columns;
-}
 
 namespace {
 
@@ -43,8 +29,7 @@ class PanelRun {
       : layer_(layer),
         input_(input),
         geometry_(geometry),
-        columns_(layer.kernel(0, 0).panel_columns()),
-        panels_(panels_of_span(layer)),
+        span_columns_(layer.kernel(0, 0).panel_columns() * panels_of_span(layer)),
         spans_(spans_of_group(layer)),
         border_(layer.border(geometry)),
         epilogue_(layer, output, geometry, border_.get()) {}
@@ -85,20 +70,13 @@ class PanelRun {
       point_at_rows(m0, rows, prepared);
     else
       gather(m0, rows, group, prepared);
-    for (; span < end; ++span) multiply_span(m0, rows, group, int(span % spans_), prepared);
+    for (; span < end; ++span) finish_span(m0, rows, group, int(span % spans_), prepared);
   }
 
-  void multiply_span(int64_t m0, int rows, int group, int span, const PreparedRows* prepared) {
-    static thread_local AlignedBytes sums_bytes;
-    const int64_t panel_sums = int64_t(rows) * columns_;
-    auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, panels_ * panel_sums * 4));
-    std::memset(sums, 0, size_t(panels_ * panel_sums) * 4);
-    const int outputs = layer_.shape().group_outputs(), n0 = span * panels_ * columns_;
-    const int cols = std::min(panels_ * columns_, outputs - n0);
-    for (int s = 0; s < layer_.segments(); ++s)
-      if (const SegmentKernel& kernel = layer_.kernel(group, s); kernel.k() > 0)
-        kernel.multiply(span * panels_, div_up(cols, columns_), prepared[s], layer_.shift(s), sums, panel_sums);
-    epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, rows, group * outputs + n0, cols);
+  void finish_span(int64_t m0, int rows, int group, int span, const PreparedRows* prepared) {
+    const int outputs = layer_.shape().group_outputs(), n0 = span * span_columns_;
+    epilogue_(multiply_span(layer_, group, span, prepared, rows), row_terms_.data(), m0, rows, group * outputs + n0,
+              std::min(span_columns_, outputs - n0));
   }
 
   // One tap that takes every pixel: the rows are there, if no kernel wants them in another form or reads past the last one.
@@ -169,9 +147,8 @@ class PanelRun {
   const Layer& layer_;
   const Input& input_;
   const Geometry& geometry_;
-  const int columns_;  // of a panel
-  const int panels_;   // of a span
-  const int spans_;    // of a group
+  const int span_columns_;
+  const int spans_;  // of a group
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   std::vector<uint32_t> row_terms_;

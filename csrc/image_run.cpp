@@ -49,8 +49,7 @@ class ImageRun {
         stride_h_(taps_.tall ? 1 : g_.stride_h),
         dilation_h_(taps_.tall ? 1 : g_.dilation_h),
         pixels_((g_.out_w - 1) * g_.stride_w + taps_.w),
-        columns_(layer.kernel(0, 0).panel_columns()),
-        panels_(panels_of_span(layer)),
+        span_columns_(layer.kernel(0, 0).panel_columns() * panels_of_span(layer)),
         border_(layer.border(geometry)),
         epilogue_(layer, output, geometry, border_.get()) {
     for (int s = 0; s < layer.segments(); ++s) {
@@ -187,7 +186,7 @@ class ImageRun {
     PreparedRows rows[kMaxSegments];
     for (int s = 0; s < layer_.segments(); ++s) rows[s] = prepared_rows(s, line, lines, ow, width);
     for (int64_t span = spans.begin; span < spans.end; ++span)
-      multiply_span(rows, (first_line + line) * g_.out_w + ow, lines * width, int(span));
+      finish_span(rows, (first_line + line) * g_.out_w + ow, lines * width, int(span));
   }
 
   PreparedRows prepared_rows(int s, int line, int lines, int ow, int width) const {
@@ -203,17 +202,9 @@ class ImageRun {
             from.part_stride};
   }
 
-  void multiply_span(const PreparedRows* rows, int64_t m0, int count, int span) {
-    static thread_local AlignedBytes sums_bytes;
-    const int64_t panel_sums = int64_t(count) * columns_;
-    auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, panels_ * panel_sums * 4));
-    std::memset(sums, 0, size_t(panels_ * panel_sums) * 4);
-    const int n0 = span * panels_ * columns_, cols = std::min(panels_ * columns_, layer_.shape().outputs - n0);
-    for (int s = 0; s < layer_.segments(); ++s)
-      if (lines_[s].channels > 0)
-        layer_.kernel(0, s).multiply(span * panels_, div_up(cols, columns_), rows[s], layer_.shift(s), sums,
-                                     panel_sums);
-    epilogue_({sums, panel_sums, columns_}, row_terms_.data(), m0, count, n0, cols);
+  void finish_span(const PreparedRows* rows, int64_t m0, int count, int span) {
+    const int n0 = span * span_columns_, cols = std::min(span_columns_, layer_.shape().outputs - n0);
+    epilogue_(multiply_span(layer_, 0, span, rows, count), row_terms_.data(), m0, count, n0, cols);
   }
 
   // What the algebra wants of the sum of codes that a position reads.
@@ -235,8 +226,7 @@ class ImageRun {
   const Taps taps_;
   const int stride_h_, dilation_h_;  // in prepared lines
   const int pixels_;                 // of a line that taps read
-  const int columns_;                // of a panel
-  const int panels_;                 // of a span
+  const int span_columns_;
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];

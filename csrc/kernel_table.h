@@ -69,9 +69,10 @@ struct EpilogueTile {
   const uint32_t* sums;  // panels panel_stride apart, each [rows][panel_cols]
   int64_t panel_stride;
   int panel_cols;
+  int shift;
   int rows, cols;
   int first_column;           // of the tile
-  const uint32_t* row_terms;  // [rows]; acc = sums + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
+  const uint32_t* row_terms;  // [rows]; acc = (sums << shift) + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
   const uint32_t* const* column_terms;  // [rows] -> [outputs of the layer], by border class
 
   int32_t* acc;  // [rows][acc_ld]; if not null: the integers are the result, nothing below is read
@@ -126,6 +127,23 @@ using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, i
 
 constexpr int kMaxDotForms = 6;
 
+// ---- dot family on matrix registers: a group of rows is multiplied at once ---------------------------------------------
+// The panel has 32 columns. k is a multiple of `codes`, and not 0. Sums are [row][32], and nothing is shifted.
+struct MatrixTiles {
+  int rows;   // of a group, at most
+  int codes;  // of a step
+  // A thread's registers, for groups of so many rows, before others are called; and back. Takes hundreds of cycles.
+  void (*configure)(int group);
+  void (*release)();
+  // sums += two groups x the panel.
+  void (*pair)(const uint8_t* weights, const uint8_t* first, const uint8_t* second, int64_t row_stride, int k,
+               uint32_t* first_sums, uint32_t* second_sums);
+  // sums += one group of `count` rows x the panel; but for its first `skip` rows, which were counted already.
+  void (*single)(const uint8_t* weights, const uint8_t* group, int64_t row_stride, int k, int count, int skip,
+                 uint32_t* sums);
+  void (*shift_left)(uint32_t* sums, int64_t count, int by);  // count is a multiple of 32
+};
+
 struct DotFamily {
   int columns;              // of a panel
   bool flips_8bit_weights;  // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
@@ -142,6 +160,7 @@ struct DotFamily {
   DotTileFn few[kMaxDotForms][9]
                [kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
   bool pairs = false;              // two columns by two rows at a time: weights [k / 8][column][k % 8], tile_rows even
+  const MatrixTiles* matrix = nullptr;  // in place of tiles
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------

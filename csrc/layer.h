@@ -164,12 +164,15 @@ inline int64_t tap_pixel(const Geometry& g, const OutputPosition& p, int tap_h, 
   return (int64_t(p.image) * g.in_h + h) * g.in_w + w;
 }
 
-// Sums of neighbouring panels, each [rows][columns].
+// Sums of neighbouring panels, each [rows][columns], still to be shifted left.
 struct PanelSums {
   const uint32_t* first;
   int64_t stride;
-  int columns;
+  int columns, shift;
 };
+
+// All segments of a group into the sums of a span, of so many rows; they stay the thread's until its next call.
+PanelSums multiply_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int rows);
 
 // Fills the parts of a tile's description that every family shares, for rows [m0, m0 + rows) and columns [n0, ...).
 class TileEpilogue {

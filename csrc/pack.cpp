@@ -86,16 +86,19 @@ void SegmentKernel::build(CodeMatrix weights) {
 void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, int shift, uint32_t* sums,
                              int64_t panel_sums) const {
   const int together = panels_together(), panels_of_brick = shape_.columns / shape_.panel;
-  for (int panel = 0; panel < panels; panel += together, sums += together * panel_sums) {
+  begin(rows);
+  uint32_t* of_group = sums;
+  for (int panel = 0; panel < panels; panel += together, of_group += together * panel_sums) {
     const int group = (first + panel) / together;
     for (const Piece& piece : pieces_) {
       PreparedRows at = rows;
       at.first += piece.line * rows.line_stride + prepared_codes_bytes(piece.codes_before);
       for (int brick = 0; brick < bricks_of_group(group); ++brick)
         multiply_brick(bytes_.data() + brick_offset(group, piece, brick), at, piece.codes, piece.used, shift,
-                       sums + brick * panels_of_brick * panel_sums, panel_sums);
+                       of_group + brick * panels_of_brick * panel_sums, panel_sums);
     }
   }
+  end(rows, panels, shift, sums, panel_sums);
 }
 
 namespace {

@@ -105,8 +105,10 @@ class SegmentKernel {
   const Taps& taps() const { return taps_; }
 
   // sums[panel][rows][columns of a panel] += sums of products of codes, shifted left; panels stand panel_sums apart.
-  // `first` is a multiple of panels_together().
+  // `first` is a multiple of panels_together(). Where shifts_all(), what the sums held before is shifted with them.
   void multiply(int first, int panels, const PreparedRows& rows, int shift, uint32_t* sums, int64_t panel_sums) const;
+
+  virtual bool shifts_all() const { return false; }
 
   const Tier& tier() const { return tier_; }
   int k() const { return k_; }
@@ -126,6 +128,9 @@ class SegmentKernel {
   virtual int64_t brick_bytes(int codes) const = 0;
   virtual void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
                           uint8_t* out) const = 0;
+  // Before and behind the bricks of a call of multiply().
+  virtual void begin(const PreparedRows&) const {}
+  virtual void end(const PreparedRows&, int /*panels*/, int /*shift*/, uint32_t*, int64_t /*panel_sums*/) const {}
   // The first `used` of the brick's codes have weights.
   virtual void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used, int shift,
                               uint32_t* sums, int64_t panel_sums) const = 0;

@@ -10,6 +10,7 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/pack.cpp
   ${SONIQ_CSRC}/epilogue.cpp
   ${SONIQ_CSRC}/gemm.cpp
+  ${SONIQ_CSRC}/span.cpp
   ${SONIQ_CSRC}/image_run.cpp
   ${SONIQ_CSRC}/dot.cpp
   ${SONIQ_CSRC}/popcount.cpp
@@ -66,6 +67,12 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   endif()
   soniq_tier(avx512 ${avx512})
   soniq_tier(avx512_vbmi ${avx512_vbmi})
+  check_cxx_compiler_flag(-mamx-int8 SONIQ_COMPILER_HAS_AMX)  # GCC 11, Clang 12
+  if(SONIQ_EMULATE_AVX512)
+    soniq_tier(amx ${avx512_vbmi})
+  elseif(SONIQ_COMPILER_HAS_AMX)
+    soniq_tier(amx ${avx512_vbmi} -mamx-tile -mamx-int8)
+  endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   soniq_tier(neon -march=armv8-a)
   soniq_tier(neon_dotprod -march=armv8.2-a+dotprod)

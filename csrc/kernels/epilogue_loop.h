@@ -167,19 +167,21 @@ class RunSums {
   RunSums(const EpilogueTile& t, int row, int panel, int column)
       : sums_(t.sums + panel * (t.panel_stride - t.panel_cols) + int64_t(row) * t.panel_cols + column),
         column_(t.column_terms[row] + t.first_column + column),
-        row_term_(t.row_terms[row]) {}
+        row_term_(t.row_terms[row]),
+        shift_(t.shift) {}
 
   [[gnu::always_inline]] int32_t at(int32_t, int column) const {
-    return int32_t(sums_[column] + column_[column] + row_term_);
+    return int32_t((sums_[column] << shift_) + column_[column] + row_term_);
   }
   [[gnu::always_inline]] Integers at(Integers, int column) const {
     typedef uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));  // because sums wrap
-    return Integers(load_as<Unsigned>(sums_ + column) + load_as<Unsigned>(column_ + column) + row_term_);
+    return Integers((load_as<Unsigned>(sums_ + column) << shift_) + load_as<Unsigned>(column_ + column) + row_term_);
   }
 
  private:
   const uint32_t *sums_, *column_;
   uint32_t row_term_;
+  int shift_;
 };
 
 void integer_epilogue(const EpilogueTile& t) {

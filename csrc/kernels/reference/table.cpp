@@ -70,7 +70,7 @@ void write_one(const TileResults& to, int m, int n, float y) {
 
 void epilogue_one(const EpilogueTile& t, int m, int n) {
   const uint32_t sum = t.sums[n / t.panel_cols * t.panel_stride + int64_t(m) * t.panel_cols + n % t.panel_cols];
-  const int32_t acc = int32_t(sum + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
+  const int32_t acc = int32_t((sum << t.shift) + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
   if (t.acc) {
     t.acc[m * t.acc_ld + n] = acc;
     return;
@@ -169,7 +169,7 @@ void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geo
     for (int64_t m = mine.begin; m < mine.end; ++m) {
       const OutputPosition p = output_position(geometry, m);
       for (int n = 0; n < outputs; ++n) sums[n] = uint32_t(dot_product(layer, geometry, codes, p, n, weights[n]));
-      epilogue({sums.data(), 0, outputs}, &no_row_term, m, 1, 0, outputs);
+      epilogue({sums.data(), 0, outputs, 0}, &no_row_term, m, 1, 0, outputs);
     }
   });
 }

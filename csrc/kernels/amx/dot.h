@@ -1,0 +1,132 @@
+// dot on AMX. Goal: the INT8 rate of the matrix unit, eight times that of vpdpbusd, for every width.
+//
+// A tile register is 16 rows of 64 bytes. tdpbusd multiplies 16 rows x 64 codes of activations by 64 codes x 16 outputs of
+// weights, 16,384 products in 16 cycles, sums modulo 2^32. The weights it wants, [k / 4][output][k % 4], are the bytes that the
+// dot family of avx512 has: half of each 128-byte row of a panel of 32 outputs.
+//
+//                          weights 6: outputs 0..15   weights 7: outputs 16..31      64 codes of K
+//   activations 4: group 0     sums 0                     sums 1
+//   activations 5: group 1     sums 2                     sums 3
+//
+//   a step of 64 codes: 4 tdpbusd (64 cycles), 4 tileloadd (32 cycles): 1024 products a cycle, half of the load ports' time
+//   the sums of a brick of 512 codes: 4 tileloadd and 4 tilestored, in place
+//
+// A group is up to 16 rows that stand a constant apart, as many as the tile registers are configured for: ldtilecfg takes 200
+// cycles, as much as three steps, so a call of the driver configures once, and rows are cut into groups of one size; the last
+// one of a run may overlap the one before it. Two groups may lie anywhere. One that is left has two sums an output, for steps
+// in turn: a sum waits 52 cycles for its product.
+//
+// vpdpbusd's signs: activations are the unsigned side; weights of 8 bits are stored as c ^ 0x80 = c - 128.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/avx512/dot.h"
+
+namespace soniq {
+namespace {
+
+constexpr int kTileRows = 16, kTileBytes = 64, kTileCodes = 64;
+constexpr int kPanelRow = 2 * kTileBytes;  // bytes of 4 codes of a panel's outputs, and of a row of its sums
+
+// What ldtilecfg reads: the palette, then bytes and rows of each tile register.
+struct alignas(64) TileConfiguration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  constexpr explicit TileConfiguration(int group) {
+    for (int tile = 0; tile < 8; ++tile) bytes[tile] = kTileBytes, rows[tile] = uint8_t(tile < 6 ? group : kTileRows);
+  }
+};
+// Constants: the compiler's intrinsic reads the first bytes only, as far as the compiler knows.
+constexpr TileConfiguration kTileConfigurations[kTileRows] = {
+    TileConfiguration(1),  TileConfiguration(2),  TileConfiguration(3),  TileConfiguration(4),
+    TileConfiguration(5),  TileConfiguration(6),  TileConfiguration(7),  TileConfiguration(8),
+    TileConfiguration(9),  TileConfiguration(10), TileConfiguration(11), TileConfiguration(12),
+    TileConfiguration(13), TileConfiguration(14), TileConfiguration(15), TileConfiguration(16)};
+
+void amx_configure(int group) { _tile_loadconfig(&kTileConfigurations[group - 1]); }
+void amx_release() { _tile_release(); }
+
+void amx_pair(const uint8_t* weights, const uint8_t* first, const uint8_t* second, int64_t row_stride, int k,
+              uint32_t* first_sums, uint32_t* second_sums) {
+  _tile_loadd(0, first_sums, kPanelRow);
+  _tile_loadd(1, first_sums + 16, kPanelRow);
+  _tile_loadd(2, second_sums, kPanelRow);
+  _tile_loadd(3, second_sums + 16, kPanelRow);
+  for (const uint8_t* const end = first + k; first != end; first += kTileCodes, second += kTileCodes) {
+    _tile_loadd(6, weights, kPanelRow);
+    _tile_loadd(4, first, row_stride);
+    _tile_loadd(7, weights + kTileBytes, kPanelRow);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(5, second, row_stride);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+    weights += kTileCodes / 4 * kPanelRow;
+  }
+  _tile_stored(0, first_sums, kPanelRow);
+  _tile_stored(1, first_sums + 16, kPanelRow);
+  _tile_stored(2, second_sums, kPanelRow);
+  _tile_stored(3, second_sums + 16, kPanelRow);
+}
+
+void amx_single(const uint8_t* weights, const uint8_t* rows, int64_t row_stride, int k, int count, int skip,
+                uint32_t* sums) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  const uint8_t* const end = rows + k;
+  for (;;) {
+    _tile_loadd(4, rows, row_stride);
+    _tile_loadd(6, weights, kPanelRow);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, weights + kTileBytes, kPanelRow);
+    _tile_dpbusd(1, 4, 7);
+    rows += kTileCodes, weights += kTileCodes / 4 * kPanelRow;
+    if (rows == end) break;
+    _tile_loadd(5, rows, row_stride);
+    _tile_loadd(6, weights, kPanelRow);
+    _tile_dpbusd(2, 5, 6);
+    _tile_loadd(7, weights + kTileBytes, kPanelRow);
+    _tile_dpbusd(3, 5, 7);
+    rows += kTileCodes, weights += kTileCodes / 4 * kPanelRow;
+    if (rows == end) break;
+  }
+  alignas(64) uint32_t steps[2][kTileRows * 32];
+  _tile_stored(0, steps[0], kPanelRow);
+  _tile_stored(1, steps[0] + 16, kPanelRow);
+  _tile_stored(2, steps[1], kPanelRow);
+  _tile_stored(3, steps[1] + 16, kPanelRow);
+  for (int at = skip * 32; at < count * 32; at += 16) {
+    const __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(steps[0] + at), _mm512_loadu_si512(steps[1] + at));
+    _mm512_storeu_si512(sums + at, _mm512_add_epi32(_mm512_loadu_si512(sums + at), sum));
+  }
+}
+
+void amx_shift_left(uint32_t* sums, int64_t count, int by) {
+  const __m128i shift = _mm_cvtsi32_si128(by);
+  for (int64_t at = 0; at < count; at += 16)
+    _mm512_storeu_si512(sums + at, _mm512_sll_epi32(_mm512_loadu_si512(sums + at), shift));
+}
+
+constexpr MatrixTiles kAmxTiles = {kTileRows, kTileCodes, amx_configure, amx_release,
+                                   amx_pair,  amx_single, amx_shift_left};
+
+// Columns, unpacking and up to four rows are those of avx512.
+constexpr DotFamily amx_dot_family() {
+  DotFamily family = family_without_tiles<Avx512Dot>(std::make_integer_sequence<int, 1>());
+  family.rate[0] = 1024;
+  family.form_name = [](int) { return "amx"; };
+  family.tile_rows[0] = 2 * kTileRows;
+  family.step[0] = kTileCodes;
+  family.matrix = &kAmxTiles;
+  return family;
+}
+
+constexpr DotFamily kAmxDot = amx_dot_family();
+
+}  // namespace
+}  // namespace soniq

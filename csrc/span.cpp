@@ -1,0 +1,57 @@
+// A span: neighbouring panels that are finished together, while their sums are hot. Every segment adds into the same sums.
+//
+//   S of a segment counts 2^shift in the result. The last shift, which all segments share, is left to the epilogue, so that a
+//   layer with one segment shifts nothing here; segments with larger shifts come first, because kernels on matrix registers
+//   shift all that is there.
+#include <algorithm>
+#include <cstring>
+
+#include "layer.h"
+
+namespace soniq {
+
+// What the widest kernel of the layer works on at once. All are powers of two, so those of narrower kernels divide it.
+int panels_of_span(const Layer& layer) {
+  int panels = 1;
+  for (int g = 0; g < layer.shape().groups; ++g)
+    for (int s = 0; s < layer.segments(); ++s) panels = std::max(panels, layer.kernel(g, s).panels_together());
+  return panels;
+}
+int spans_of_group(const Layer& layer) {
+  const int columns = layer.kernel(0, 0).panel_columns() * panels_of_span(layer);
+  return (layer.shape().group_outputs() + columns - 1) / columns;
+}
+
+namespace {
+
+// Segments that have channels, those with larger shifts first.
+struct Order {
+  int count = 0, segment[kMaxSegments];
+
+  Order(const Layer& layer, int group) {
+    for (int s = 0; s < layer.segments(); ++s)
+      if (layer.kernel(group, s).k() > 0) segment[count++] = s;
+    std::stable_sort(segment, segment + count, [&](int a, int b) { return layer.shift(a) > layer.shift(b); });
+  }
+};
+
+}  // namespace
+
+PanelSums multiply_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int rows) {
+  static thread_local AlignedBytes sums_bytes;
+  const int columns = layer.kernel(0, 0).panel_columns(), most = panels_of_span(layer), first = span * most;
+  const int panels = std::min(most, (layer.shape().group_outputs() + columns - 1) / columns - first);
+  const int64_t panel_sums = int64_t(rows) * columns;
+  auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, most * panel_sums * 4));
+  std::memset(sums, 0, size_t(most * panel_sums) * 4);
+
+  const Order order(layer, group);
+  const int last_shift = order.count > 0 ? layer.shift(order.segment[order.count - 1]) : 0;
+  for (int i = 0; i < order.count; ++i) {
+    const int s = order.segment[i];
+    layer.kernel(group, s).multiply(first, panels, rows_of_segments[s], layer.shift(s) - last_shift, sums, panel_sums);
+  }
+  return {sums, panel_sums, columns, last_shift};
+}
+
+}  // namespace soniq
