@@ -79,7 +79,7 @@ class DotSegment final : public SegmentKernel {
   }
   // Few rows are read by whole units of K.
   int codes_read_in_place(int rows) const override {
-    if (dot_.expand[form_]) return -1;
+    if (dot_.expand[form_] || (dot_.matrix && rows > dot_.few_rows)) return -1;
     const int step = rows > dot_.few_rows ? dot_.step[form_] : unit(dot_);
     return (k() + step - 1) / step * step;
   }
@@ -103,14 +103,16 @@ class DotSegment final : public SegmentKernel {
   bool shifts_all() const override { return dot_.matrix; }
 
  protected:
-  void begin(const PreparedRows& rows) const override {
-    if (dot_.matrix && !few(rows)) dot_.matrix->configure(rows_of_group(rows.run));
+  bool begin(const PreparedRows& rows) const override {
+    if (!dot_.matrix || few(rows)) return false;
+    dot_.matrix->configure(rows_of_group(rows.run));
+    return true;
   }
-  void end(const PreparedRows& rows, int panels, int shift, uint32_t* sums, int64_t panel_sums) const override {
+  void end(const PreparedRows& rows, int panels, const PanelsOfSums& sums) const override {
     if (!dot_.matrix || few(rows)) return;
     dot_.matrix->release();
-    for (int panel = 0; shift > 0 && panel < panels; ++panel, sums += panel_sums)
-      dot_.matrix->shift_left(sums, int64_t(rows.rows) * dot_.columns, shift);
+    for (int panel = 0; sums.shift > 0 && panel < panels; ++panel)
+      dot_.matrix->shift_left(sums.first + panel * sums.stride, int64_t(rows.rows) * dot_.columns, sums.shift);
   }
 
   int64_t brick_bytes(int codes) const override { return int64_t(codes) / kUnit * dot_.columns * 4 * bits_; }
@@ -121,20 +123,20 @@ class DotSegment final : public SegmentKernel {
       pack_unit(weights, first_output, dot_, k, flipped_ ? 0x80 : 0, out);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used, int shift, uint32_t* sums,
-                      int64_t) const override {
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used,
+                      const PanelsOfSums& sums) const override {
     if (few(rows)) {
-      dot_.few[form_][bits_][rows.rows](weights, rows.first, rows.stride, codes, sums, shift);
+      dot_.few[form_][bits_][rows.rows](weights, rows.first, rows.stride, codes, sums.first, sums.shift);
       tier_.counters.few[form_][bits_][rows.rows].add(1);
       return;
     }
     const uint8_t* bytes = unpacked(weights, codes / kUnit);
     const int k = (used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
-    if (dot_.matrix) return multiply_groups(bytes, rows, k, sums);
+    if (dot_.matrix) return multiply_groups({bytes, k, sums.fresh}, {weights + brick_bytes(codes), brick_bytes(codes)}, rows, sums.first);
     const auto& tile = dot_.tile[form_];
     const int64_t stride = dot_.pairs ? 2 * rows.stride : rows.stride;
     each_tile(rows, tile_rows(), tier_.counters.tile[form_], [&](int row, int n, const uint8_t* activations) {
-      tile[n](bytes, activations, stride, k, sums + int64_t(row) * dot_.columns, shift);
+      tile[n](bytes, activations, stride, k, sums.first + int64_t(row) * dot_.columns, sums.shift);
     });
   }
 
@@ -154,31 +156,38 @@ class DotSegment final : public SegmentKernel {
     const int groups = (run + dot_.matrix->rows - 1) / dot_.matrix->rows;
     return (run + groups - 1) / groups;
   }
-  void multiply_groups(const uint8_t* weights, const PreparedRows& rows, int k, uint32_t* sums) const {
-    const int count = rows_of_group(rows.run);
-    const uint8_t* waiting = nullptr;  // for a second group
-    uint32_t* waiting_sums = nullptr;
+  // The next brick, of which every step of every pair of groups fetches a part.
+  struct Ahead {
+    const uint8_t* at;
+    int64_t bytes;
+  };
+  void multiply_groups(const MatrixWeights& weights, Ahead ahead, const PreparedRows& rows, uint32_t* sums) const {
+    const MatrixTiles& matrix = *dot_.matrix;
+    const int count = rows_of_group(rows.run), steps = weights.k / matrix.codes;
+    const int pairs = std::max(1, rows.rows / (2 * count));
+    const int lines = int((ahead.bytes + 64 * pairs * steps - 1) / (64 * pairs * steps));
+    MatrixGroup waiting{};  // for a second one
     const uint8_t* run = rows.first;
     for (int first = 0; first < rows.rows; first += rows.run, run += rows.run_stride)
       for (int at = 0; at < rows.run; at += count) {
         const int begin = std::min(at, rows.run - count);
-        const uint8_t* const group = run + begin * rows.stride;
-        uint32_t* const to = sums + int64_t(first + begin) * dot_.columns;
+        const MatrixGroup group{run + begin * rows.stride, sums + int64_t(first + begin) * dot_.columns};
         if (begin < at) {
-          multiply_group(weights, group, rows.stride, k, count, at - begin, to);
-        } else if (waiting) {
-          dot_.matrix->pair(weights, waiting, group, rows.stride, k, waiting_sums, to);
+          multiply_group(weights, group, rows.stride, count, at - begin);
+        } else if (waiting.rows) {
+          matrix.pair(weights, waiting, group, rows.stride, ahead.at, lines);
           tier_.counters.matrix_pair.add(1);
-          waiting = nullptr;
+          ahead.at += 64 * lines * steps;
+          waiting = {};
         } else {
-          waiting = group, waiting_sums = to;
+          waiting = group;
         }
       }
-    if (waiting) multiply_group(weights, waiting, rows.stride, k, count, 0, waiting_sums);
+    if (waiting.rows) multiply_group(weights, waiting, rows.stride, count, 0);
   }
-  void multiply_group(const uint8_t* weights, const uint8_t* group, int64_t stride, int k, int count, int skip,
-                      uint32_t* sums) const {
-    dot_.matrix->single(weights, group, stride, k, count, skip, sums);
+  void multiply_group(const MatrixWeights& weights, const MatrixGroup& group, int64_t stride, int count,
+                      int skip) const {
+    dot_.matrix->single(weights, group, stride, count, skip);
     tier_.counters.matrix_single.add(1);
   }
   bool expands(int rows) const { return dot_.expand[form_] && rows > dot_.few_rows; }

@@ -128,19 +128,27 @@ using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, i
 constexpr int kMaxDotForms = 6;
 
 // ---- dot family on matrix registers: a group of rows is multiplied at once ---------------------------------------------
-// The panel has 32 columns. k is a multiple of `codes`, and not 0. Sums are [row][32], and nothing is shifted.
+// A panel of 32 outputs as bytes, and how its sums begin: from what is there, or from 0.
+struct MatrixWeights {
+  const uint8_t* bytes;
+  int k;  // a multiple of a step's codes, and not 0
+  bool fresh;
+};
+struct MatrixGroup {
+  const uint8_t* rows;  // a stride apart
+  uint32_t* sums;       // [row][32]; nothing is shifted
+};
 struct MatrixTiles {
   int rows;   // of a group, at most
   int codes;  // of a step
   // A thread's registers, for groups of so many rows, before others are called; and back. Takes hundreds of cycles.
   void (*configure)(int group);
   void (*release)();
-  // sums += two groups x the panel.
-  void (*pair)(const uint8_t* weights, const uint8_t* first, const uint8_t* second, int64_t row_stride, int k,
-               uint32_t* first_sums, uint32_t* second_sums);
-  // sums += one group of `count` rows x the panel; but for its first `skip` rows, which were counted already.
-  void (*single)(const uint8_t* weights, const uint8_t* group, int64_t row_stride, int k, int count, int skip,
-                 uint32_t* sums);
+  // Every step also fetches some lines of what will be needed next.
+  void (*pair)(const MatrixWeights& weights, const MatrixGroup& first, const MatrixGroup& second, int64_t row_stride,
+               const uint8_t* ahead, int lines);
+  // One group of `count` rows; but for its first `skip` rows, which were counted already.
+  void (*single)(const MatrixWeights& weights, const MatrixGroup& group, int64_t row_stride, int count, int skip);
   void (*shift_left)(uint32_t* sums, int64_t count, int by);  // count is a multiple of 32
 };
 

@@ -83,13 +83,14 @@ class LutSegment final : public SegmentKernel {
                                                     nibble(weights, first_output + column, k + 16 + 4 * t, plane) << 4);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int, int shift, uint32_t* sums,
-                      int64_t panel_sums) const override {
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int,
+                      const PanelsOfSums& sums) const override {
     for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
       const uint8_t* read = what_tiles_read(weights, codes / kUnit, rows.rows);
       PreparedRows tables = rows;
       for (const CodePart& part : parts_) {
-        multiply_plane(read, tables, part, codes / kUnit, shift + plane + part.shift, sums, panel_sums);
+        multiply_plane(read, tables, part, codes / kUnit, sums.shift + plane + part.shift, sums.first,
+                       sums.stride);
         tables.first += rows.part_stride;
       }
     }

@@ -76,12 +76,13 @@ class Lut6Segment final : public SegmentKernel {
               weight_bits(weights, first_output + column, first_k + k, std::min(family_.codes, codes - k), plane);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int, int shift, uint32_t* sums,
-                      int64_t panel_sums) const override {
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int,
+                      const PanelsOfSums& sums) const override {
     for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
       PreparedRows tables = rows;
       for (const CodePart& part : parts_) {
-        multiply_plane(weights, tables, part.bits, groups(codes), shift + plane + part.shift, sums, panel_sums);
+        multiply_plane(weights, tables, part.bits, groups(codes), sums.shift + plane + part.shift, sums.first,
+                       sums.stride);
         tables.first += rows.part_stride;
       }
     }

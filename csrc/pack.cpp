@@ -1,5 +1,6 @@
 // From streams of codes to what a tier's kernels read: panels by family, and the constants of the algebra.
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "layer.h"
@@ -83,22 +84,25 @@ void SegmentKernel::build(CodeMatrix weights) {
   });
 }
 
-void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, int shift, uint32_t* sums,
-                             int64_t panel_sums) const {
+void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, const PanelsOfSums& sums) const {
   const int together = panels_together(), panels_of_brick = shape_.columns / shape_.panel;
-  begin(rows);
-  uint32_t* of_group = sums;
-  for (int panel = 0; panel < panels; panel += together, of_group += together * panel_sums) {
+  const bool writes = begin(rows);
+  if (sums.fresh && !writes)
+    for (int panel = 0; panel < panels; ++panel)
+      std::memset(sums.first + panel * sums.stride, 0, size_t(rows.rows) * shape_.panel * sizeof(uint32_t));
+  PanelsOfSums of_group = sums;
+  for (int panel = 0; panel < panels; panel += together, of_group.first += together * sums.stride) {
     const int group = (first + panel) / together;
     for (const Piece& piece : pieces_) {
       PreparedRows at = rows;
       at.first += piece.line * rows.line_stride + prepared_codes_bytes(piece.codes_before);
-      for (int brick = 0; brick < bricks_of_group(group); ++brick)
-        multiply_brick(bytes_.data() + brick_offset(group, piece, brick), at, piece.codes, piece.used, shift,
-                       of_group + brick * panels_of_brick * panel_sums, panel_sums);
+      PanelsOfSums to = of_group;
+      to.fresh = sums.fresh && writes && &piece == &pieces_.front();
+      for (int brick = 0; brick < bricks_of_group(group); ++brick, to.first += panels_of_brick * sums.stride)
+        multiply_brick(bytes_.data() + brick_offset(group, piece, brick), at, piece.codes, piece.used, to);
     }
   }
-  end(rows, panels, shift, sums, panel_sums);
+  end(rows, panels, sums);
 }
 
 namespace {

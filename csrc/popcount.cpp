@@ -76,12 +76,12 @@ class PopcountSegment final : public SegmentKernel {
           *words++ = plane_word(weights, first_output + column, k, plane);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int, int shift, uint32_t* sums,
-                      int64_t) const override {
+  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int,
+                      const PanelsOfSums& sums) const override {
     for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(codes)) {
       PreparedRows plane = rows;
       for (int j = 0; j < a_bits_; ++j, plane.first += rows.part_stride)
-        multiply_planes(weights, plane, codes / kWord, shift + i + j, sums);
+        multiply_planes(weights, plane, codes / kWord, sums.shift + i + j, sums.first);
     }
   }
 

@@ -60,6 +60,14 @@ struct PreparedRows {
   int64_t part_stride;  // to the next plane or part of the same codes
 };
 
+// Where a segment adds its S << shift: panels stand `stride` apart, each [rows][columns of a panel].
+struct PanelsOfSums {
+  uint32_t* first;
+  int64_t stride;
+  int shift;
+  bool fresh;  // nothing stands there yet, not even zeros
+};
+
 // Weights lie in bricks: the columns that a tile works on, times one block of K. The bricks of a few neighbouring panels
 // follow one another block by block:
 //
@@ -104,9 +112,8 @@ class SegmentKernel {
   int pixel_codes() const { return pixel_codes_; }
   const Taps& taps() const { return taps_; }
 
-  // sums[panel][rows][columns of a panel] += sums of products of codes, shifted left; panels stand panel_sums apart.
-  // `first` is a multiple of panels_together(). Where shifts_all(), what the sums held before is shifted with them.
-  void multiply(int first, int panels, const PreparedRows& rows, int shift, uint32_t* sums, int64_t panel_sums) const;
+  // `first` is a multiple of panels_together(). Where shifts_all(), what the sums held before may be shifted with S.
+  void multiply(int first, int panels, const PreparedRows& rows, const PanelsOfSums& sums) const;
 
   virtual bool shifts_all() const { return false; }
 
@@ -128,12 +135,13 @@ class SegmentKernel {
   virtual int64_t brick_bytes(int codes) const = 0;
   virtual void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
                           uint8_t* out) const = 0;
-  // Before and behind the bricks of a call of multiply().
-  virtual void begin(const PreparedRows&) const {}
-  virtual void end(const PreparedRows&, int /*panels*/, int /*shift*/, uint32_t*, int64_t /*panel_sums*/) const {}
+  // Before and behind the bricks of a call of multiply(). begin() says whether bricks write sums that are fresh; else those
+  // are cleared before.
+  virtual bool begin(const PreparedRows&) const { return false; }
+  virtual void end(const PreparedRows&, int /*panels*/, const PanelsOfSums&) const {}
   // The first `used` of the brick's codes have weights.
-  virtual void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used, int shift,
-                              uint32_t* sums, int64_t panel_sums) const = 0;
+  virtual void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used,
+                              const PanelsOfSums& sums) const = 0;
   // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them.
   template <class Counts, class Body>
   static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body) {

@@ -43,13 +43,14 @@ PanelSums multiply_span(const Layer& layer, int group, int span, const PreparedR
   const int panels = std::min(most, (layer.shape().group_outputs() + columns - 1) / columns - first);
   const int64_t panel_sums = int64_t(rows) * columns;
   auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, most * panel_sums * 4));
-  std::memset(sums, 0, size_t(most * panel_sums) * 4);
 
   const Order order(layer, group);
   const int last_shift = order.count > 0 ? layer.shift(order.segment[order.count - 1]) : 0;
+  if (order.count == 0) std::memset(sums, 0, size_t(panels * panel_sums) * 4);
   for (int i = 0; i < order.count; ++i) {
     const int s = order.segment[i];
-    layer.kernel(group, s).multiply(first, panels, rows_of_segments[s], layer.shift(s) - last_shift, sums, panel_sums);
+    layer.kernel(group, s).multiply(first, panels, rows_of_segments[s],
+                                    {sums, panel_sums, layer.shift(s) - last_shift, i == 0});
   }
   return {sums, panel_sums, columns, last_shift};
 }

@@ -1,4 +1,4 @@
-"""The kernels of avx512 and avx512_vbmi on processors without AVX-512: its intrinsics replaced by loops of ours.
+"""The kernels of avx512, avx512_vbmi and amx on processors that lack these: their intrinsics replaced by loops of ours.
 
 tests/vectors/emulated/immintrin.h has the loops. What the compiler makes of the real intrinsics is not seen here, nor what it makes
 of plain loops with 512 bits (kernels/elementwise.h): that takes a processor that has them.
@@ -18,12 +18,13 @@ from vectors.listing import instructions, object_file, only_evex
 
 pytestmark = pytest.mark.sources
 
-TIERS = ["avx512", "avx512_vbmi"]
+TIERS = ["avx512", "avx512_vbmi", "amx"]
 PACKAGES = {"cmake": "cmake", "g++": "g++", "objdump": "binutils"}
 VECTORS = Path(__file__).parent / "vectors"
 AVX2 = ["-mavx2", "-mfma", "-mbmi2"]
 PARTS = ["f", "bw", "dq", "vl", "vnni", "vbmi", "vbmi2", "vpopcntdq", "bitalg"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in PARTS)]
+AMX = [*AVX512, "-mamx-tile", "-mamx-int8"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +49,7 @@ def runner():
 
 
 def check_all_cases(runner, *arguments: str) -> None:
-    """Both tiers give the oracle's bits in every case, and every kernel ran."""
+    """All tiers give the oracle's bits in every case, and every kernel ran."""
     done = harness.run([runner, harness.cases(), "--tiers", ",".join(TIERS), *arguments])
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-4000:]
@@ -71,10 +72,10 @@ def test_sanitizers(full):
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_nothing_of_avx512_is_left(runner, tier):
-    """No instruction of the real ones, so that the machine that runs the tests does not matter."""
+    """No instruction of the real ones, nor of AMX, so that the machine that runs the tests does not matter."""
     found = instructions(object_file(runner, tier))
     assert len(found) > 1000, "the listing could not be read"
-    assert not [text for code, text in found if only_evex(code, text)]
+    assert not [text for code, text in found if only_evex(code, text) or re.match(r"tile|ldtile|tdp", text)]
 
 
 def test_the_library_does_not_emulate():
@@ -82,6 +83,7 @@ def test_the_library_does_not_emulate():
     flags = Path("/proc/cpuinfo").read_text().split()
     assert ("avx512" in isa.available()) <= ("avx512_vnni" in flags)
     assert ("avx512_vbmi" in isa.available()) <= ("avx512_vpopcntdq" in flags)
+    assert ("amx" in isa.available()) <= ("amx_int8" in flags)
 
 
 # ---- the definitions -----------------------------------------------------------------------------------------------------
@@ -93,13 +95,15 @@ def compile_with(flags: list[str], source: Path, to: Path):
     return harness.run(command)
 
 
-@pytest.mark.parametrize("flags", [AVX2, AVX512], ids=["avx2", "avx512"])
+@pytest.mark.parametrize("flags", [AVX2, AVX512, AMX], ids=["avx2", "avx512", "amx"])
 def test_definitions(tmp_path, flags):
     """Each does what the processor's instruction does, or what two instructions of AVX2 do on the halves."""
     done = compile_with([*flags, f"-I{VECTORS}"], VECTORS / "emulated" / "check.cpp", tmp_path / "check")
     assert done.returncode == 0, done.stderr[-4000:]
-    if flags is AVX512 and "avx512_vbmi" not in isa.available():
-        pytest.skip("this processor has no AVX-512 to compare with; it was compiled, no more")
+    needs = {"-mamx-int8": "amx", "-mavx512vbmi": "avx512_vbmi"}
+    lacking = [tier for flag, tier in needs.items() if flag in flags and tier not in isa.available()]
+    if lacking:
+        pytest.skip(f"this processor has no {lacking[0]} to compare with; it was compiled, no more")
     done = harness.run([tmp_path / "check"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.match(r"(\d+) definitions", done.stdout)[1]) > 30
@@ -107,8 +111,8 @@ def test_definitions(tmp_path, flags):
 
 def test_every_definition_is_checked():
     """Each of the header's functions has its line in check.cpp."""
-    defined = set(re.findall(r"^EMULATED \S+(?: \S+)? (_mm512_\w+)\(", header(), re.MULTILINE))
-    compared = set(re.findall(r"\b_mm512_\w+", (VECTORS / "emulated" / "check.cpp").read_text()))
+    defined = set(re.findall(r"^EMULATED \S+(?: \S+)? (_(?:mm512|tile)_\w+)\(", header(), re.MULTILINE))
+    compared = set(re.findall(r"\b_(?:mm512|tile)_\w+", (VECTORS / "emulated" / "check.cpp").read_text()))
     assert len(defined) > 50
     assert not defined - compared
 

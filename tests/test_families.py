@@ -14,7 +14,7 @@ import oracle
 from oracle import Grid, Layout
 from soniq_kernels import _core, conv, gemm, isa, planner
 
-MOST_ROWS = 18
+MOST_ROWS = 33  # one more than the tallest tile, that of amx
 OUTPUTS_AND_K = [(3, 5), (31, 96), (65, 129), (300, 67)]
 TIERS = [name for name in isa.available() if _core.candidates(name, 8, 8)]
 

@@ -14,7 +14,7 @@ import oracle
 from oracle import Grid
 from soniq_kernels import gemm, isa
 
-ORDER = ["reference", "avx2", "avxvnni", "avx512", "avx512_vbmi", "neon", "neon_dotprod", "neon_i8mm"]
+ORDER = ["reference", "avx2", "avxvnni", "avx512", "avx512_vbmi", "amx", "neon", "neon_dotprod", "neon_i8mm"]
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:

@@ -8,6 +8,7 @@
 //   V::zero, V::load_sums, V::store_sums, V::add, V::shift_left
 //   V::kSteps               steps of 4 codes that are multiplied together: what one load of activations serves
 //   V::activations          the 4 * kSteps codes of one row, as dot wants them
+//   V::kFetchesAhead        unpacking fetches the next brick
 //   V::kFewRows             up to how many rows dot_few serves (0 where kSteps is not 1)
 //   V::few_form             the form that dot_few takes in place of another
 //   V::dot<form>            sums + the products of the codes of kSteps registers of weights and those activations
@@ -76,7 +77,8 @@ void unpack(const uint8_t* panel, int units, uint8_t* bytes) {
   constexpr int unit_bytes = Bits * row_bytes, brick_bytes = kBlock / kUnit * unit_bytes;
   for (int unit = 0; unit < units; ++unit, panel += unit_bytes, bytes += 8 * row_bytes) {
     // The next brick is unpacked when all rows have passed this one: time enough to fetch it into L2.
-    for (int line = 0; line < unit_bytes; line += 64) __builtin_prefetch(panel + brick_bytes + line, 0, 2);
+    for (int line = 0; V::kFetchesAhead && line < unit_bytes; line += 64)
+      __builtin_prefetch(panel + brick_bytes + line, 0, 2);
     unpack_unit<V, Bits>(panel, bytes, std::make_integer_sequence<int, 8>());
   }
 }

@@ -56,8 +56,11 @@ AlignedBytes gathered_rows(const SegmentCase& c, const SegmentKernel& kernel) {
 }
 
 void check_segment(const Candidate& candidate, const SegmentCase& c, Random& random, Report& report) {
-  constexpr int gap = 8, shift = 2;  // between the sums of two panels
+  constexpr int gap = 8;  // between the sums of two panels
   const auto kernel = make_segment_kernel({c.w.data(), c.outputs, c.k, c.w_bits, c.a_bits}, {}, candidate);
+  // Half of the numbers of rows write sums that are fresh; others add to what is there, which some may not shift.
+  const bool fresh = c.rows % 2 == 0;
+  const int shift = kernel->shifts_all() && !fresh ? 0 : 2;
   const AlignedBytes gathered = gathered_rows(c, *kernel);
   AlignedBytes prepared(size_t(kernel->prepared_bytes(c.rows)), 0xff);
   if (!prepared.empty()) kernel->prepare(gathered.data(), c.rows, prepared.data());
@@ -74,11 +77,11 @@ void check_segment(const Candidate& candidate, const SegmentCase& c, Random& ran
       // Columns past the last output hold no weights, and none of their repair.
       const uint32_t lacks = column < c.outputs ? uint32_t(kernel->activation_repair()) * c.code_sum(row) : 0;
       int32_t& sum = expected[column / panel * panel_sums + row * panel + column % panel];
-      sum = int32_t(uint32_t(sum) + ((c.product(row, column) - lacks) << shift));
+      sum = int32_t((fresh ? 0 : uint32_t(sum)) + ((c.product(row, column) - lacks) << shift));
     }
   const uint8_t* rows = prepared.empty() ? gathered.data() : prepared.data();
-  kernel->multiply(0, panels, kernel->gathered_rows(rows, c.rows), shift, reinterpret_cast<uint32_t*>(sums.data()),
-                   panel_sums);
+  kernel->multiply(0, panels, kernel->gathered_rows(rows, c.rows),
+                   {reinterpret_cast<uint32_t*>(sums.data()), panel_sums, shift, fresh});
   sums.compare(expected, std::to_string(c.rows) + " rows, K " + std::to_string(c.k), report);
 }
 

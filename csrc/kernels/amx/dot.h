@@ -49,60 +49,79 @@ constexpr TileConfiguration kTileConfigurations[kTileRows] = {
 void amx_configure(int group) { _tile_loadconfig(&kTileConfigurations[group - 1]); }
 void amx_release() { _tile_release(); }
 
-void amx_pair(const uint8_t* weights, const uint8_t* first, const uint8_t* second, int64_t row_stride, int k,
-              uint32_t* first_sums, uint32_t* second_sums) {
-  _tile_loadd(0, first_sums, kPanelRow);
-  _tile_loadd(1, first_sums + 16, kPanelRow);
-  _tile_loadd(2, second_sums, kPanelRow);
-  _tile_loadd(3, second_sums + 16, kPanelRow);
-  for (const uint8_t* const end = first + k; first != end; first += kTileCodes, second += kTileCodes) {
-    _tile_loadd(6, weights, kPanelRow);
-    _tile_loadd(4, first, row_stride);
-    _tile_loadd(7, weights + kTileBytes, kPanelRow);
+void amx_pair(const MatrixWeights& weights, const MatrixGroup& first, const MatrixGroup& second, int64_t row_stride,
+              const uint8_t* ahead, int lines) {
+  if (weights.fresh) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, first.sums, kPanelRow);
+    _tile_loadd(1, first.sums + 16, kPanelRow);
+    _tile_loadd(2, second.sums, kPanelRow);
+    _tile_loadd(3, second.sums + 16, kPanelRow);
+  }
+  const uint8_t *bytes = weights.bytes, *first_rows = first.rows, *second_rows = second.rows;
+  const uint8_t* const end = first_rows + weights.k;
+  for (; first_rows != end; first_rows += kTileCodes, second_rows += kTileCodes, bytes += kTileCodes / 4 * kPanelRow) {
+    _tile_loadd(6, bytes, kPanelRow);
+    _tile_loadd(4, first_rows, row_stride);
+    _tile_loadd(7, bytes + kTileBytes, kPanelRow);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(5, second, row_stride);
+    _tile_loadd(5, second_rows, row_stride);
     _tile_dpbusd(1, 4, 7);
+    for (int line = 0; line < lines; ++line, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
     _tile_dpbusd(2, 5, 6);
     _tile_dpbusd(3, 5, 7);
-    weights += kTileCodes / 4 * kPanelRow;
   }
-  _tile_stored(0, first_sums, kPanelRow);
-  _tile_stored(1, first_sums + 16, kPanelRow);
-  _tile_stored(2, second_sums, kPanelRow);
-  _tile_stored(3, second_sums + 16, kPanelRow);
+  _tile_stored(0, first.sums, kPanelRow);
+  _tile_stored(1, first.sums + 16, kPanelRow);
+  _tile_stored(2, second.sums, kPanelRow);
+  _tile_stored(3, second.sums + 16, kPanelRow);
 }
 
-void amx_single(const uint8_t* weights, const uint8_t* rows, int64_t row_stride, int k, int count, int skip,
-                uint32_t* sums) {
+// The sums of one group, of the two halves of its steps: [half][row][output].
+struct GroupSums {
+  alignas(64) uint32_t half[2][kTileRows * 32];
+};
+
+[[gnu::always_inline]] inline void multiply_single(const MatrixWeights& weights, const uint8_t* rows,
+                                                   int64_t row_stride, GroupSums& sums) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const uint8_t* const end = rows + k;
+  const uint8_t *bytes = weights.bytes, *const end = rows + weights.k;
   for (;;) {
     _tile_loadd(4, rows, row_stride);
-    _tile_loadd(6, weights, kPanelRow);
+    _tile_loadd(6, bytes, kPanelRow);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, weights + kTileBytes, kPanelRow);
+    _tile_loadd(7, bytes + kTileBytes, kPanelRow);
     _tile_dpbusd(1, 4, 7);
-    rows += kTileCodes, weights += kTileCodes / 4 * kPanelRow;
+    rows += kTileCodes, bytes += kTileCodes / 4 * kPanelRow;
     if (rows == end) break;
     _tile_loadd(5, rows, row_stride);
-    _tile_loadd(6, weights, kPanelRow);
+    _tile_loadd(6, bytes, kPanelRow);
     _tile_dpbusd(2, 5, 6);
-    _tile_loadd(7, weights + kTileBytes, kPanelRow);
+    _tile_loadd(7, bytes + kTileBytes, kPanelRow);
     _tile_dpbusd(3, 5, 7);
-    rows += kTileCodes, weights += kTileCodes / 4 * kPanelRow;
+    rows += kTileCodes, bytes += kTileCodes / 4 * kPanelRow;
     if (rows == end) break;
   }
-  alignas(64) uint32_t steps[2][kTileRows * 32];
-  _tile_stored(0, steps[0], kPanelRow);
-  _tile_stored(1, steps[0] + 16, kPanelRow);
-  _tile_stored(2, steps[1], kPanelRow);
-  _tile_stored(3, steps[1] + 16, kPanelRow);
+  _tile_stored(0, sums.half[0], kPanelRow);
+  _tile_stored(1, sums.half[0] + 16, kPanelRow);
+  _tile_stored(2, sums.half[1], kPanelRow);
+  _tile_stored(3, sums.half[1] + 16, kPanelRow);
+}
+
+void amx_single(const MatrixWeights& weights, const MatrixGroup& group, int64_t row_stride, int count, int skip) {
+  GroupSums sums;
+  multiply_single(weights, group.rows, row_stride, sums);
   for (int at = skip * 32; at < count * 32; at += 16) {
-    const __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(steps[0] + at), _mm512_loadu_si512(steps[1] + at));
-    _mm512_storeu_si512(sums + at, _mm512_add_epi32(_mm512_loadu_si512(sums + at), sum));
+    __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(sums.half[0] + at), _mm512_loadu_si512(sums.half[1] + at));
+    if (!weights.fresh) sum = _mm512_add_epi32(sum, _mm512_loadu_si512(group.sums + at));
+    _mm512_storeu_si512(group.sums + at, sum);
   }
 }
 
@@ -116,8 +135,11 @@ constexpr MatrixTiles kAmxTiles = {kTileRows, kTileCodes, amx_configure, amx_rel
                                    amx_pair,  amx_single, amx_shift_left};
 
 // Columns, unpacking and up to four rows are those of avx512.
+struct AmxDot : Avx512Dot {
+  static constexpr bool kFetchesAhead = false;  // pair() does, evenly
+};
 constexpr DotFamily amx_dot_family() {
-  DotFamily family = family_without_tiles<Avx512Dot>(std::make_integer_sequence<int, 1>());
+  DotFamily family = family_without_tiles<AmxDot>(std::make_integer_sequence<int, 1>());
   family.rate[0] = 1024;
   family.form_name = [](int) { return "amx"; };
   family.tile_rows[0] = 2 * kTileRows;

@@ -41,6 +41,7 @@ inline void add_eight(uint32_t* sums, __m256i v_u32x8, __m128i shift) {
 struct Avx2Vocabulary {
   using Bytes = __m256i;
   using Sums = __m256i;
+  static constexpr bool kFetchesAhead = true;
   static constexpr int kLanes = 8;
 
   static Bytes load(const uint8_t* p) { return load_ymm(p); }

@@ -20,7 +20,7 @@ struct Avx512Dot {
   using Sums = __m512i;
   static constexpr int kLanes = 16, kVectors = 2, kSteps = 1, kRows = 12, kFewRows = 4, kForms = 1;
   static constexpr int kRate = 64;
-  static constexpr bool kFlips8BitWeights = true;
+  static constexpr bool kFlips8BitWeights = true, kFetchesAhead = true;
 
   static constexpr int form(int, int) { return 0; }
   static constexpr int few_form(int) { return 0; }

@@ -36,6 +36,7 @@ inline void add_eight(uint32_t* sums, uint16x8_t u16x8, int32x4_t shift) {
 struct NeonVocabulary {
   using Bytes = uint8x16_t;
   using Sums = uint32x4_t;
+  static constexpr bool kFetchesAhead = true;
   static constexpr int kLanes = 4;
 
   static Bytes load(const uint8_t* p) { return vld1q_u8(p); }

@@ -5,6 +5,7 @@
 // Prints the first difference of each, and how many comparisons there were; exits with 0 if nothing differs.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -12,6 +13,20 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+
+#if defined(__AMX_INT8__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace real {  // before the definitions take the place of these macros
+void zero_sums() { _tile_zero(0); }
+void load_sums(const void* p, long stride) { _tile_loadd(0, p, stride); }
+void load_left(const void* p, long stride) { _tile_loadd(4, p, stride); }
+void load_right(const void* p, long stride) { _tile_loadd(6, p, stride); }
+void multiply() { _tile_dpbusd(0, 4, 6); }
+void store_sums(void* p, long stride) { _tile_stored(0, p, stride); }
+}  // namespace real
+#endif
 
 #include "emulated/immintrin.h"
 
@@ -173,6 +188,7 @@ void check_memory(const Operand& a, uint64_t mask) {
 
 void check_constants(const Operand& a) {
   const uint32_t* const n = a.lane;
+  const float f = moderate();
   const auto pair = [&](int i) { return static_cast<long long>(uint64_t(n[i]) << 32 | n[i + 1]); };
   HALVES(_mm512_setzero_si512, _mm256_setzero_si256);
   HALVES(_mm512_setzero_ps, _mm256_setzero_ps);
@@ -180,7 +196,7 @@ void check_constants(const Operand& a) {
   HALVES(_mm512_set1_epi16, _mm256_set1_epi16, short(n[0]));
   HALVES(_mm512_set1_epi32, _mm256_set1_epi32, int(n[0]));
   HALVES(_mm512_set1_epi64, _mm256_set1_epi64x, pair(0));
-  HALVES(_mm512_set1_ps, _mm256_set1_ps, moderate());
+  HALVES(_mm512_set1_ps, _mm256_set1_ps, f);
   WHOLE(_mm512_set_epi64, pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7));
   WHOLE(_mm512_setr_epi32, n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13],
         n[14], n[15]);
@@ -253,9 +269,48 @@ void check_floats(const Operand& a, const Operand& b, const Operand& c) {
   });
 }
 
+// Sums [rows][16] of bytes [rows][64] by [16][64], from what is there and from 0; other tiles are not looked at.
+void check_tiles() {
+#if defined(__AMX_INT8__)
+  constexpr int kStride = 80;
+  alignas(64) uint8_t configuration[64] = {1}, left[16 * kStride], right[16 * kStride];
+  uint8_t emulated[16 * kStride] = {}, processed[16 * kStride];
+  const int rows = 1 + int(random32() % 16);
+  for (int tile = 0; tile < 8; ++tile) configuration[16 + 2 * tile] = 64, configuration[48 + tile] = uint8_t(tile < 6 ? rows : 16);
+  for (int i = 0; i < 16 * kStride; i += 64) {
+    const Operand a = operand(), b = operand(), c = operand();
+    const int bytes = std::min(64, 16 * kStride - i);
+    std::memcpy(left + i, &a, bytes), std::memcpy(right + i, &b, bytes), std::memcpy(emulated + i, &c, bytes);
+  }
+  std::memcpy(processed, emulated, sizeof emulated);
+  ::_tile_loadconfig(configuration), soniq::_tile_loadconfig(configuration);
+  for (int from_zero = 0; from_zero < 2; ++from_zero) {
+    real::load_sums(processed, kStride), soniq::_tile_loadd(0, emulated, kStride);
+    if (from_zero) real::zero_sums(), soniq::_tile_zero(0);
+    real::load_left(left, kStride), soniq::_tile_loadd(4, left, kStride);
+    real::load_right(right, kStride), soniq::_tile_loadd(6, right, kStride);
+    real::multiply(), soniq::_tile_dpbusd(0, 4, 6);
+    real::store_sums(processed, kStride), soniq::_tile_stored(0, emulated, kStride);
+    for (const char* name : {"_tile_loadconfig", "_tile_loadd", "_tile_zero", "_tile_dpbusd", "_tile_stored"})
+      compare(name, *reinterpret_cast<const uint8_t(*)[sizeof emulated]>(&emulated),
+              *reinterpret_cast<const uint8_t(*)[sizeof emulated]>(&processed));
+  }
+  ::_tile_release(), soniq::_tile_release();
+#endif
+}
+
+bool may_use_tiles() {
+#if defined(__AMX_INT8__)
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, tile data
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 int main() {
+  const bool tiles = may_use_tiles();
   for (int round = 0; round < 20000; ++round) {
     const Operand a = operand(), b = operand(), c = operand();
     const uint64_t mask = random32() % 8 ? random64() : random32() % 2 ? ~uint64_t(0) : 0;
@@ -265,6 +320,7 @@ int main() {
     check_bits(a, b, c);
     check_moves(a, b, mask);
     check_floats(a, b, c);
+    if (tiles) check_tiles();
   }
   std::printf("%zu definitions, %ld comparisons, %zu differ\n", compared.size(), comparisons, wrong.size());
   return wrong.empty() ? 0 : 1;

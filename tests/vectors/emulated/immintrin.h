@@ -1,5 +1,5 @@
-// AVX-512 for processors without it: a build that finds this file in front of the compiler's runs the kernels of avx512 and
-// avx512_vbmi wherever AVX2 is (tests/test_avx512_emulated.py). Slow; for tests alone.
+// AVX-512 and AMX for processors without them: a build that finds this file in front of the compiler's runs the kernels of
+// avx512, avx512_vbmi and amx wherever AVX2 is (tests/test_avx512_emulated.py). Slow; for tests alone.
 //
 // Each intrinsic that these kernels use has a definition here, a plain loop over lanes, written from Intel's description of
 // the operation. It stands in namespace soniq, where a kernel finds it before the compiler's own, which is in the global one;
@@ -24,6 +24,10 @@
 #undef _mm512_slli_epi32
 #undef _mm512_srli_epi16
 #undef _mm512_ternarylogic_epi32
+#undef _tile_dpbusd
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
 
 // A call each: a kernel is then compiled in no time, and the loops are vectorised once.
 #define EMULATED [[gnu::noinline, gnu::unused]] static
@@ -309,6 +313,64 @@ EMULATED __mmask16 _mm512_cmp_ps_mask(const __m512& a, const __m512& b, int pred
     mask |= unsigned(kSays[predicate & 15][x < y ? 0 : x == y ? 1 : x > y ? 2 : 3] == '1') << i;
   }
   return __mmask16(mask);
+}
+
+// ---- tiles ---------------------------------------------------------------------------------------------------------------
+// A thread's eight registers, and how many rows and bytes of each are in use; more than that is refused by the processor.
+struct EmulatedTiles {
+  int rows[8], row_bytes[8];
+  uint8_t bytes[8][16][64];
+};
+inline EmulatedTiles& tiles() {
+  static thread_local EmulatedTiles all{};
+  return all;
+}
+inline void require(bool holds) {
+  if (!holds) __builtin_trap();
+}
+EMULATED void _tile_release() { tiles() = {}; }
+EMULATED void _tile_loadconfig(const void* configuration) {
+  const auto* bytes = static_cast<const uint8_t*>(configuration);
+  require(bytes[0] == 1 && bytes[1] == 0);
+  _tile_release();
+  for (int tile = 0; tile < 8; ++tile) {
+    uint16_t row_bytes;
+    std::memcpy(&row_bytes, bytes + 16 + 2 * tile, 2);
+    tiles().row_bytes[tile] = row_bytes, tiles().rows[tile] = bytes[48 + tile];
+    require(row_bytes <= 64 && bytes[48 + tile] <= 16);
+  }
+}
+EMULATED void _tile_zero(int tile) {
+  require(tiles().rows[tile] > 0);
+  std::memset(tiles().bytes[tile], 0, sizeof tiles().bytes[tile]);
+}
+EMULATED void _tile_loadd(int tile, const void* from, long stride) {
+  _tile_zero(tile);
+  for (int row = 0; row < tiles().rows[tile]; ++row)
+    std::memcpy(tiles().bytes[tile][row], static_cast<const uint8_t*>(from) + row * stride, tiles().row_bytes[tile]);
+}
+EMULATED void _tile_stored(int tile, void* to, long stride) {
+  require(tiles().rows[tile] > 0);
+  for (int row = 0; row < tiles().rows[tile]; ++row)
+    std::memcpy(static_cast<uint8_t*>(to) + row * stride, tiles().bytes[tile][row], tiles().row_bytes[tile]);
+}
+// Unsigned bytes of a by signed bytes of b, of which a row holds four codes of every column.
+EMULATED void _tile_dpbusd(int sums, int a, int b) {
+  const EmulatedTiles& t = tiles();
+  require(t.rows[sums] > 0 && t.rows[sums] == t.rows[a] && t.row_bytes[sums] == t.row_bytes[b]);
+  require(t.rows[b] * 4 == t.row_bytes[a]);
+  for (int row = 0; row < t.rows[sums]; ++row)
+    for (int step = 0; step < t.rows[b]; ++step)
+      for (int column = 0; column < t.row_bytes[sums] / 4; ++column) {
+        int32_t sum = 0;
+        for (int i = 0; i < 4; ++i)
+          sum += t.bytes[a][row][4 * step + i] * int8_t(t.bytes[b][step][4 * column + i]);
+        uint32_t total;
+        uint8_t* const at = tiles().bytes[sums][row] + 4 * column;
+        std::memcpy(&total, at, 4);
+        total += uint32_t(sum);
+        std::memcpy(at, &total, 4);
+      }
 }
 
 }  // namespace
