@@ -30,15 +30,17 @@ class machine:
     """Time is counted by another machine's table from here on; as a context manager, until the end of the block.
 
     tier: of that machine's kernels, such as "avx512_vbmi"; None: this machine again. table: the file that `soniq calibrate
-    --out` wrote there; None: the table that ships. Raises ValueError for a tier that the table does not have.
+    --out` wrote there; None: the first of the tables that ship which has the tier. Raises ValueError for a tier that the table does not have.
     """
 
     def __init__(self, tier: str | None, table: str | Path | None = None):
         global _machine
-        found = None if tier is None else (_costs.shipped() if table is None else _costs.read(table)).tiers
-        if found is not None and tier not in found:
+        found: dict[str, _costs.Pairs] = {}
+        for source in [] if tier is None else _costs.shipped() if table is None else [_costs.read(table)]:
+            found = source.tiers | found
+        if tier is not None and tier not in found:
             raise ValueError(f"the table has no tier {tier}, it has {', '.join(found)}")
-        self._before, _machine = _machine, None if found is None else found[str(tier)]
+        self._before, _machine = _machine, None if tier is None else found[tier]
 
     def __enter__(self) -> machine:
         return self

@@ -155,6 +155,8 @@ inline typename V::Bytes weights_of_step(const uint8_t* packed, int vector) {
     return unpack_row<V, Bits, Row>(packed, vector);
 }
 
+constexpr int kFewPrefetch = 2048;  // bytes ahead, of weights that come from far away
+
 template <class V, int Form, int Bits, int Rows>
 void dot_few(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k, uint32_t* sums, int shift) {
   constexpr int chains = Rows * V::kVectors <= 2 ? 4 : Rows * V::kVectors <= 4 ? 2 : 1;
@@ -166,6 +168,8 @@ void dot_few(const uint8_t* weights, const uint8_t* activations, int64_t row_str
 
   const uint8_t* const end = activations + k;
   do {
+    for (int line = 0; Rows <= 2 && line < unit_bytes; line += 64)
+      __builtin_prefetch(weights + kFewPrefetch + line, 0, 3);
     repeat<8>([&](auto step) {
       constexpr int chain = step % chains;
       typename V::Bytes w[V::kVectors][1];

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from soniq_kernels import _core, get_num_threads, isa, set_num_threads
-from soniq_kernels._costs import ROWS, Cost, Pairs, Table
+from soniq_kernels._costs import FAR, ROWS, ZEN4_TABLES, Cost, Pairs, Table
 from soniq_kernels.plans import Grid
 from soniq_kernels.weights import BuiltLayer, _grid_tuple
 
@@ -51,9 +51,11 @@ def measure(
     set_num_threads(1)
     try:
         measured = {tier: _measure_tier(tier, effort, done) for tier in tiers}
+        reads = tuple(_rounded(_read_rate(tiers[-1], 4 * size, effort)) for size in FAR)
+        tables = _rounded(_tables_from_afar(tiers[-1], measured[tiers[-1]], reads[0], effort))
     finally:
         set_num_threads(threads)
-    return Table(path, _core.cpu_name(), date.today().isoformat(), command, versions, measured)
+    return Table(path, _core.cpu_name(), date.today().isoformat(), command, versions, measured, reads, tables)
 
 
 def steps(tiers: list[str], effort: Effort) -> int:
@@ -100,6 +102,25 @@ def _sweep(tier: str, w_bits: int, a_bits: int, measured: Measured, effort: Effo
         layer, pack_seconds = layers[family, OUTPUTS[-1], K[128]]
         measured.columns[family] = layer.tile[1]
         _keep_least(measured.packing, {family: pack_seconds * 1e9})
+
+
+def _read_rate(tier: str, size: int, effort: Effort) -> float:
+    """Bytes a ns of weights of so many bytes: what one row takes of 8-bit ones."""
+    return size / _one_row_ns(tier, "dot", size // K[1], 8, 8, effort)
+
+
+def _tables_from_afar(tier: str, pairs: Pairs, read_rate: float, effort: Effort) -> float:
+    """Of the sum of reading 1-bit weights and looking up near ones, what looking up those that lie far away takes."""
+    size = 4 * FAR[0]
+    n, near = size * 8 // K[1], pairs.get((1, 4), {}).get("lut")
+    if near is None:
+        return ZEN4_TABLES
+    return _one_row_ns(tier, "lut", n, 1, 4, effort) / (near.ns(1, n, K[1]) + size / read_rate)
+
+
+def _one_row_ns(tier: str, family: str, n: int, w_bits: int, a_bits: int, effort: Effort) -> float:
+    call = _call(_build(tier, family, n, K[1], w_bits, a_bits).layer, 1, n, K[1], a_bits)
+    return min(_fastest({family: call}, effort)[family] for _ in range(effort.sweeps))
 
 
 def _keep_least(times: Times, new: Times) -> None:

@@ -1,6 +1,6 @@
 """Tables of costs: what kernels take for a product and for preparing a code, measured. docs/planner.md has the format.
 
-costs.json beside this module ships; `soniq calibrate` writes the one of a machine, which is read instead of it.
+Those in costs/ beside this module ship; `soniq calibrate` writes the one of a machine, which is read before them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 from soniq_kernels import _core
 
 FORMAT, VERSION = "soniq_kernels.costs", 1
-SHIPPED = Path(__file__).with_name("costs.json")
+SHIPPED = Path(__file__).with_name("costs")
 ROWS = (1, 8, 128)  # the M that are measured
+FAR = (1_000_000, 32_000_000)  # bytes of weights that a second-level cache, and any cache, does not hold
+ZEN4_READS, ZEN4_TABLES = (1000.0, 24.0), 0.8  # of tables from before these were measured
 AGAIN = "run `soniq calibrate` on this machine to write it anew, or delete it"
 
 
@@ -60,7 +62,11 @@ Pairs = dict[tuple[int, int], dict[str, Cost]]
 
 @dataclass(frozen=True)
 class Table:
-    """Costs by tier, (w_bits, a_bits) and family, and where they come from."""
+    """Costs by tier, (w_bits, a_bits) and family, and where they come from.
+
+    reads_per_ns: bytes of weights of each size of FAR that one core reads. tables_from_afar: what looking up such weights takes
+    of the time to read them and the time to look up near ones: a half where one hides the other.
+    """
 
     path: Path
     cpu: str
@@ -68,11 +74,18 @@ class Table:
     command: str
     versions: dict[str, str]
     tiers: dict[str, Pairs]
+    reads_per_ns: tuple[float, ...] = ZEN4_READS
+    tables_from_afar: float = ZEN4_TABLES
+
+    def arrival_ns(self, weight_bytes: float) -> float:
+        """Until weights have come from where they lie; 0 where a cache beside the core holds them."""
+        rates = [rate for size, rate in zip(FAR, self.reads_per_ns, strict=True) if weight_bytes > size]
+        return weight_bytes / rates[-1] if rates else 0.0
 
     @property
     def origin(self) -> str:
         """In words, for explanations."""
-        where = f"table that ships, of {self.cpu}" if self.path == SHIPPED else "table of this machine"
+        where = f"table that ships, of {self.cpu}" if self.path.parent == SHIPPED else "table of this machine"
         return f"{where}, {self.date}"
 
 
@@ -85,9 +98,14 @@ def user_path() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "soniq" / "costs.json"
 
 
-def shipped() -> Table:
-    """The table inside the package."""
-    return _table(json.loads(SHIPPED.read_text(encoding="utf-8")), SHIPPED)
+def shipped() -> list[Table]:
+    """The tables inside the package, by name."""
+    return [_table(json.loads(path.read_text(encoding="utf-8")), path) for path in sorted(SHIPPED.glob("*.json"))]
+
+
+def shipped_for(cpu: str) -> list[Table]:
+    """The same, those of the processor's maker first: an AVX-512 of Intel has other costs than one of AMD."""
+    return sorted(shipped(), key=lambda table: table.cpu.split()[:1] != cpu.split()[:1])
 
 
 def read(path: str | Path) -> Table:
@@ -146,7 +164,11 @@ def _table(content: dict[str, Any], path: Path) -> Table:
         raise ValueError(f"rows are {content['rows']}, expected {list(ROWS)}")
     texts = [str(content[name]) for name in ("cpu", "date", "command")]
     tiers = {tier: _pairs(pairs) for tier, pairs in content["tiers"].items()}
-    return Table(path, texts[0], texts[1], texts[2], dict(content["versions"]), tiers)
+    reads = tuple(map(float, content.get("reads_per_ns", ZEN4_READS)))
+    tables = float(content.get("tables_from_afar", ZEN4_TABLES))
+    if len(reads) != len(FAR) or not all(0 < number < math.inf for number in (*reads, tables)):
+        raise ValueError(f"reads_per_ns {reads} and tables_from_afar {tables}, expected {len(FAR)} positive numbers and one")
+    return Table(path, texts[0], texts[1], texts[2], dict(content["versions"]), tiers, reads, tables)
 
 
 def _pairs(pairs: dict[str, Any]) -> Pairs:
@@ -178,7 +200,8 @@ def as_json(table: Table) -> dict[str, Any]:
     }
     return {
         "format": FORMAT, "version": VERSION, "cpu": table.cpu, "date": table.date, "command": table.command,
-        "versions": table.versions, "rows": list(ROWS), "tiers": tiers,
+        "versions": table.versions, "rows": list(ROWS), "reads_per_ns": list(table.reads_per_ns),
+        "tables_from_afar": table.tables_from_afar, "tiers": tiers,
     }  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from soniq_kernels._costs import ROWS, Cost, Table, rows_class
 __all__ = ["FAMILIES", "ROWS", "Choice", "choose", "reload", "rows_class", "table", "use"]
 
 FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6")
-CACHE_BYTES, DRAM_BYTES_PER_NS = 32e6, 24.0  # a common L3, and what one core reads from memory
 NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
 
 
@@ -64,7 +63,7 @@ _tables: list[Table] | None = None
 
 # ---- the table -------------------------------------------------------------------------------------------------------
 def table() -> Table:
-    """The table in use: that of this machine, else the one that ships. Read at its first use.
+    """The table in use: that of this machine, else of those that ship the one of its processor's maker. Read at its first use.
 
     Raises:
         ValueError: this machine's table is damaged; the message names the file and what to do.
@@ -84,7 +83,7 @@ def _read_tables() -> list[Table]:
     global _tables
     if _tables is None:
         own = _costs.of_this_machine()
-        _tables = [_costs.shipped()] if own is None else [own, _costs.shipped()]
+        _tables = ([] if own is None else [own]) + _costs.shipped_for(_core.cpu_name())
     return _tables
 
 
@@ -118,20 +117,20 @@ def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float, tap
         source = f"ceilings of the inner loops; the table has no numbers for {tier}, `soniq calibrate` measures them"
     else:
         times, source = {family: found[0][family].ns(rows, n, k, taps) for family, *_ in candidates}, found[1]
-    if n * k * w / 8 > CACHE_BYTES:
-        times = {family: _from_memory_ns(family, ns, w, n * k) for family, ns in times.items()}
+    times = {family: _from_afar_ns(family, ns, n * k * w / 8) for family, ns in times.items()}
     estimates = dict(sorted(times.items(), key=lambda item: (item[1], FAMILIES.index(item[0]))))
     family, why = _decide(estimates)
     reason = f"{family} for W{w}A{a}{why} at M = {rows}, N = {n}, K = {k:g} ({source})"
     return Choice(family, {f: t for f, t, *_ in candidates}[family], estimates, found is not None, reason)
 
 
-def _from_memory_ns(family: str, ns: float, w_bits: int, weights: float) -> float:
-    """The time with weights that no cache holds. dot and popcount multiply what has arrived while the next weights are on
-    their way; tables come through the same L2 and hold them up (measured: four fifths of both times). A table of five or
-    six weights is read by a byte for each plane."""
-    arrive = weights * w_bits / {"lut6": 6, "lut5": 5}.get(family, 8) / DRAM_BYTES_PER_NS
-    return 0.8 * (ns + arrive) if family.startswith("lut") else max(ns, arrive)
+def _from_afar_ns(family: str, ns: float, weight_bytes: float) -> float:
+    """The time with weights that have to come first. dot and popcount multiply what has arrived while the next weights are on
+    their way; tables come through the same L2 and hold them up, on some processors. A table of five or six weights is read by
+    a byte for each plane."""
+    arrive = table().arrival_ns(weight_bytes * 8 / {"lut6": 6, "lut5": 5}.get(family, 8))
+    held_up = table().tables_from_afar * (ns + arrive) if family.startswith("lut") and arrive else 0.0
+    return max(ns, arrive, held_up)
 
 
 def _decide(estimates: dict[str, float]) -> tuple[str, str]:

@@ -139,7 +139,7 @@ struct AmxDot : Avx512Dot {
   static constexpr bool kFetchesAhead = false;  // pair() does, evenly
 };
 constexpr DotFamily amx_dot_family() {
-  DotFamily family = family_without_tiles<AmxDot>(std::make_integer_sequence<int, 1>());
+  DotFamily family = with_one_bit_avx512(family_without_tiles<AmxDot>(std::make_integer_sequence<int, 1>()));
   family.rate[0] = 1024;
   family.form_name = [](int) { return "amx"; };
   family.tile_rows[0] = 2 * kTileRows;

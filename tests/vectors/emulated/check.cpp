@@ -208,6 +208,7 @@ void check_integers(const Operand& a, const Operand& b, const Operand& c) {
   HALVES(_mm512_add_epi32, _mm256_add_epi32, a, b);
   HALVES(_mm512_add_epi64, _mm256_add_epi64, a, b);
   HALVES(_mm512_sub_epi16, _mm256_sub_epi16, a, b);
+  HALVES(_mm512_sub_epi32, _mm256_sub_epi32, a, b);
   HALVES(_mm512_sad_epu8, _mm256_sad_epu8, a, b);
   HALVES(_mm512_dpwssd_epi32, words_to_sums, a, b, c);
   WHOLE(_mm512_dpbusd_epi32, a, b, c);
@@ -226,6 +227,7 @@ void check_bits(const Operand& a, const Operand& b, const Operand& c) {
     HALVES(_mm512_slli_epi16, _mm256_slli_epi16, a, by());
     HALVES(_mm512_srli_epi16, _mm256_srli_epi16, a, by());
     HALVES(_mm512_slli_epi32, _mm256_slli_epi32, a, by());
+    HALVES(_mm512_srli_epi32, _mm256_srli_epi32, a, by());
   });
   for_constants<256>([&](auto table) { WHOLE(_mm512_ternarylogic_epi32, a, b, c, table()); });
 }

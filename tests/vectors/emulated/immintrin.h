@@ -23,6 +23,7 @@
 #undef _mm512_slli_epi16
 #undef _mm512_slli_epi32
 #undef _mm512_srli_epi16
+#undef _mm512_srli_epi32
 #undef _mm512_ternarylogic_epi32
 #undef _tile_dpbusd
 #undef _tile_loadd
@@ -142,6 +143,9 @@ EMULATED __m512i _mm512_add_epi32(const __m512i& a, const __m512i& b) {
 EMULATED __m512i _mm512_add_epi64(const __m512i& a, const __m512i& b) {
   return lanes<uint64_t>([&](int i) { return a.u64(i) + b.u64(i); });
 }
+EMULATED __m512i _mm512_sub_epi32(const __m512i& a, const __m512i& b) {
+  return lanes<uint32_t>([&](int i) { return a.u32(i) - b.u32(i); });
+}
 EMULATED __m512i _mm512_sub_epi16(const __m512i& a, const __m512i& b) {
   return lanes<uint16_t>([&](int i) { return a.u16(i) - b.u16(i); });
 }
@@ -197,6 +201,9 @@ EMULATED __m512i _mm512_slli_epi16(const __m512i& a, unsigned by) {
 }
 EMULATED __m512i _mm512_srli_epi16(const __m512i& a, unsigned by) {
   return lanes<uint16_t>([&](int i) { return by < 16 ? a.u16(i) >> by : 0; });
+}
+EMULATED __m512i _mm512_srli_epi32(const __m512i& a, unsigned by) {
+  return lanes<uint32_t>([&](int i) { return by < 32 ? a.u32(i) >> by : 0; });
 }
 EMULATED __m512i _mm512_slli_epi32(const __m512i& a, unsigned by) {
   return lanes<uint32_t>([&](int i) { return by < 32 ? a.u32(i) << by : 0; });
