@@ -29,13 +29,15 @@ void TileEpilogue::take_rows(int64_t m0, int rows) {
   row_scale_.resize(rows);
   residual_scale_.resize(output_.residual_codes.codes ? rows : 0);
   OutputPosition p = output_position(geometry_, m0);
+  int64_t scale = m0 / output_.rows_per_scale, left = output_.rows_per_scale - m0 % output_.rows_per_scale;
   for (int i = 0; i < rows; ++i, advance(geometry_, p)) {
     if (border_) {
       const int64_t border_class = int64_t(border_->row_class[p.oh]) * border_->col_classes + border_->col_class[p.ow];
       column_terms_[i] = border_->terms.data() + border_class * layer_.shape().outputs;
     }
     if (output_.acc) continue;
-    row_scale_[i] = output_.activation_scale[(m0 + i) / output_.rows_per_scale] * output_.unit;
+    row_scale_[i] = output_.activation_scale[scale] * output_.unit;
+    if (--left == 0) ++scale, left = output_.rows_per_scale;
     const CodesIn& residual = output_.residual_codes;
     if (residual.codes) residual_scale_[i] = residual.scales[(m0 + i) / residual.rows_per_scale];
   }

@@ -26,7 +26,7 @@ namespace soniq {
 namespace {
 
 constexpr int64_t kPreparedBytes = 640 << 10;  // prepared lines stay in L2 while all panels pass
-constexpr int kRows = 128;                     // sums of a span stay close
+constexpr int kRows = 256;                     // sums of a span stay close
 
 int div_up(int64_t n, int64_t unit) { return int((n + unit - 1) / unit); }
 
@@ -37,6 +37,7 @@ struct Lines {
   uint32_t factor = 0;                             // of the sum of its codes in the integer result
   uint8_t* prepared = nullptr;
   int64_t part_stride = 0;
+  std::vector<uint8_t> padded;  // a line before it is prepared
 };
 
 class ImageRun {
@@ -56,9 +57,12 @@ class ImageRun {
       const Segment& segment = layer.shape().segments[s];
       const SegmentKernel& kernel = layer.kernel(0, s);
       Lines& lines = lines_[s];
-      lines = {kernel.pixel_codes(), segment.first_channel, segment.channels};
+      lines.codes = kernel.pixel_codes();
+      lines.first_channel = segment.first_channel;
+      lines.channels = segment.channels;
       lines.line_bytes = kernel.prepared_codes_bytes(pixels_ * lines.codes);
       lines.factor = layer.row_factor(s);
+      lines.padded.assign(size_t(int64_t(pixels_ + g_.stride_w) * lines.codes + kPixelSlack), 0);
     }
     if (taps_.tall) zeros_.assign(size_t(g_.in_w + 1) * layer.shape().channels + kFewChannels, 0);
   }
@@ -104,7 +108,8 @@ class ImageRun {
     const SegmentKernel& kernel = layer_.kernel(0, s);
     uint8_t* out = lines_[s].prepared + line * lines_[s].line_bytes;
     if (taps_.tall || in_image(h)) {
-      const uint8_t* padded = padded_line(lines_[s], image, h);
+      fill_padded_line(lines_[s], image, h);
+      const uint8_t* const padded = lines_[s].padded.data();
       add_pixel_terms(lines_[s], padded, pixel_terms_.data() + int64_t(line) * pixels_);
       kernel.prepare_pixels(padded, pixels_, g_.stride_w, out, lines_[s].part_stride);
     } else {
@@ -115,45 +120,45 @@ class ImageRun {
 
   bool in_image(int h) const { return h >= 0 && h < g_.in_h; }
 
-  // The segment's channels of every pixel, or column of pixels, that taps read, zeros beside them, and behind the last one.
-  const uint8_t* padded_line(const Lines& lines, int image, int h) {
-    const int64_t size = int64_t(pixels_ + g_.stride_w) * lines.codes + kPixelSlack;
-    padded_.assign(size_t(size), 0);
-    const int count = std::min(pixels_ - g_.pad_left, g_.in_w);
-    uint8_t* to = padded_.data() + int64_t(g_.pad_left) * lines.codes;
+  // The segment's channels of every pixel, or column of pixels, that taps read. The zeros beside them, and behind the last one,
+  // are there for all lines.
+  void fill_padded_line(Lines& lines, int image, int h) {
+    const int count = std::clamp(pixels_ - g_.pad_left, 0, g_.in_w);
+    uint8_t* to = lines.padded.data() + int64_t(g_.pad_left) * lines.codes;
     if (taps_.tall) {
       copy_columns(lines, image, h, count, to);
-    } else {
-      const uint8_t* from = line_of(lines, image, h);
-      for (int pixel = 0; pixel < count; ++pixel, from += layer_.shape().channels, to += lines.codes)
-        copy_codes(to, from, lines.channels);
+      return;
     }
-    return padded_.data();
+    const uint8_t* from = line_of(lines, image, h);
+    const int step = layer_.shape().channels;
+    if (lines.codes == step) {
+      std::memcpy(to, from, size_t(count) * step);
+      return;
+    }
+    for (int pixel = 0; pixel < count; ++pixel, from += step, to += lines.codes) copy_codes(to, from, lines.channels);
   }
   const uint8_t* line_of(const Lines& lines, int image, int h) const {
     return codes_ + (int64_t(image) * g_.in_h + h) * g_.in_w * layer_.shape().channels + lines.first_channel;
   }
 
-  void copy_columns(const Lines& lines, int image, int h, int count, uint8_t* to) {
-    rows_.clear();
-    for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h)
-      rows_.push_back(in_image(h) ? line_of(lines, image, h) : zeros_.data());
-    const int safe =
-        lines.channels > kFewChannels ? 0 : count - kFewChannels;  // nothing is read or written past the line
-    for (int pixel = 0; pixel < count; ++pixel, to += lines.codes)
-      copy_column(int64_t(pixel) * layer_.shape().channels, lines, pixel < safe, to);
-  }
-  // Eight bytes at once where there are so many: what comes behind them overwrites the excess.
-  void copy_column(int64_t at, const Lines& lines, bool eight, uint8_t* to) const {
-    uint8_t* const end = to + lines.codes;
-    for (const uint8_t* row : rows_) {
-      if (eight)
-        std::memcpy(to, row + at, kFewChannels);
-      else
-        copy_codes(to, row + at, lines.channels);
-      to += lines.channels;
+  // Row by row of the kernel. Some bytes at once where those behind the channels are of rows that are written later.
+  void copy_columns(const Lines& lines, int image, int h, int count, uint8_t* to) const {
+    const int size = taps_.h * lines.channels, step = layer_.shape().channels, to_step = lines.codes;
+    for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h, to += lines.channels) {
+      const uint8_t* const row = in_image(h) ? line_of(lines, image, h) : zeros_.data();
+      const int left = size - i * lines.channels;
+      const int wide = lines.channels <= 4 && left >= 4 ? 4 : lines.channels > 4 && left >= 8 ? 8 : 0;
+      // The last pixels are copied by themselves: nothing is read past the line.
+      const int pixels = wide ? std::max(0, count - (wide - 1) / step - 1) : 0;
+      if (wide == 4) copy_spread<4>(row, step, to, to_step, pixels);
+      if (wide == 8) copy_spread<8>(row, step, to, to_step, pixels);
+      for (int c = 0; c < lines.channels; ++c)
+        copy_spread<1>(row + pixels * step + c, step, to + int64_t(pixels) * to_step + c, to_step, count - pixels);
     }
-    while (to < end) *to++ = 0;
+  }
+  template <int Bytes>
+  static void copy_spread(const uint8_t* from, int64_t step, uint8_t* to, int64_t to_step, int count) {
+    for (; count > 0; --count, from += step, to += to_step) std::memcpy(to, from, Bytes);
   }
 
   // Of the codes of a pixel; of columns, at each pixel that a position begins at, those of all columns that it reads.
@@ -230,9 +235,7 @@ class ImageRun {
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];
-  std::vector<uint8_t> padded_;
   std::vector<uint8_t> zeros_;        // a line of the padding
-  std::vector<const uint8_t*> rows_;  // of the image, that a line of columns is made of
   std::vector<uint32_t> pixel_terms_, row_terms_;
 };
 

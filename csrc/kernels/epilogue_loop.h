@@ -34,11 +34,20 @@ struct Run {
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) with(y[i], i * lanes);
   }
+  [[gnu::always_inline]] void load(const float* values) {
+    each([&](F& v, int at) __attribute__((always_inline)) { v = load_as<F>(values + at); });
+  }
   [[gnu::always_inline]] void multiply(const float* by) {
     each([&](F& v, int at) __attribute__((always_inline)) { v *= load_as<F>(by + at); });
   }
   [[gnu::always_inline]] void add(const float* more) {
     each([&](F& v, int at) __attribute__((always_inline)) { v += load_as<F>(more + at); });
+  }
+  [[gnu::always_inline]] void multiply(const Run& by) {
+    each([&](F& v, int at) __attribute__((always_inline)) { v *= by.y[at / lanes]; });
+  }
+  [[gnu::always_inline]] void add(const Run& more) {
+    each([&](F& v, int at) __attribute__((always_inline)) { v += more.y[at / lanes]; });
   }
   [[gnu::always_inline]] void relu() {
     each([&](F& v, int) __attribute__((always_inline)) { v = greater_of(v, all<F>(0)); });
@@ -71,16 +80,24 @@ struct Run {
     });
   }
 
-  // Codes of the columns from `column` on.
-  [[gnu::always_inline]] void quantized(const CodeSink& s, int column, uint8_t* to) const {
+  [[gnu::always_inline]] void quantized(const Run& r, const Run& z, const Run& cmax, uint8_t* to) const {
     F codes[Count];
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) {
-      const int at = column + i * lanes;
-      const F sum = y[i] * load_as<F>(s.r + at) + load_as<F>(s.z + at);
-      codes[i] = less_of(greater_of(sum, all<F>(0)), load_as<F>(s.cmax + at));  // NaN becomes 0
+      const F sum = y[i] * r.y[i] + z.y[i];
+      codes[i] = less_of(greater_of(sum, all<F>(0)), cmax.y[i]);  // NaN becomes 0
     }
     store_codes(to, codes, Count);
+  }
+};
+
+// The quantizer of a run's columns, in registers for all its rows: a store of codes might change any float in memory, for all
+// that the compiler knows.
+template <class Run>
+struct RunQuantizer {
+  Run r, z, cmax;
+  [[gnu::always_inline]] void load(const CodeSink& s, int column) {
+    r.load(s.r + column), z.load(s.z + column), cmax.load(s.cmax + column);
   }
 };
 
@@ -123,15 +140,20 @@ class BlockWriter {
       stride_[i] = s.second ? kChunk + kSlack : s.channels;
     }
   }
-  // `line`: the row in the block.
+  // `line`: the row in the block. first: the quantizer of the first sink, if there is one.
   template <class Run>
-  [[gnu::always_inline]] void write(const TileResults& results, int line, int column, const Run& run) const {
+  [[gnu::always_inline]] void write(const TileResults& results, int line, int column, const Run& run,
+                                    const RunQuantizer<Run>& first) const {
     if (y_)
 #pragma GCC unroll 8
       for (int i = 0; i < Run::columns / Run::lanes; ++i)
         store_as(y_ + line * results.ld + column + i * Run::lanes, run.y[i]);
-    for (int i = 0; i < results.sinks; ++i)
-      run.quantized(results.sink[i], column, codes_[i] + line * stride_[i] + column);
+    if (results.sinks > 0) run.quantized(first.r, first.z, first.cmax, codes_[0] + line * stride_[0] + column);
+    for (int i = 1; i < results.sinks; ++i) {
+      RunQuantizer<Run> q;
+      q.load(results.sink[i], column);
+      run.quantized(q.r, q.z, q.cmax, codes_[i] + line * stride_[i] + column);
+    }
   }
   [[gnu::always_inline]] void end(const TileResults& results, const Block& b) const {
     for (int i = 0; i < results.sinks; ++i)
@@ -209,14 +231,20 @@ void epilogue_of(const EpilogueTile& tile) {
     writer.begin(t.results, b);
     const auto work = [&](auto run, int panel, int first) __attribute__((always_inline)) {
       using F = std::remove_reference_t<decltype(run.y[0])>;
+      decltype(run) w_scale, bias;
+      RunQuantizer<decltype(run)> quantizer;
+      w_scale.load(t.w_scale + first);
+      const bool adds_bias = Steps & kBias || (Steps & kAny && t.bias);
+      if (adds_bias) bias.load(t.bias + first);
+      if (t.results.sinks > 0) quantizer.load(t.results.sink[0], first);
       for (int line = 0; line < b.rows; ++line) {
         const int row = b.row + line;
         const RunSums sums(t, row, panel, first);
         const F row_scale = all<F>(t.row_scale[row]);
         run.each([&](F& v, int at)
                      __attribute__((always_inline)) { v = to_floats(sums.at(Ints<F>{}, at)) * row_scale; });
-        run.multiply(t.w_scale + first);
-        if (Steps & kBias || (Steps & kAny && t.bias)) run.add(t.bias + first);
+        run.multiply(w_scale);
+        if (adds_bias) run.add(bias);
         if (Steps & kAny && t.residual) run.add(t.residual + row * t.residual_ld + first);
         if (adds_codes) run.template values<true>(t.residual_codes, row, first, residual.at(line, first));
         if (Steps & (kRelu | kRelu6)) run.relu();
@@ -224,7 +252,7 @@ void epilogue_of(const EpilogueTile& tile) {
         if (Steps & kAny) run.activate(t);
         if (Steps & kAny && t.post_scale) run.multiply(t.post_scale + first);
         if (Steps & kAny && t.post_bias) run.add(t.post_bias + first);
-        writer.write(t.results, line, first, run);
+        writer.write(t.results, line, first, run, quantizer);
       }
     };
     for_each_run(t.panel_cols, b.column, b.column + b.columns, work);
@@ -260,6 +288,8 @@ void combine(const CombineTile& tile) {
     writer.begin(t.results, block);
     const auto work = [&](auto run, int, int first) __attribute__((always_inline)) {
       using F = std::remove_reference_t<decltype(run.y[0])>;
+      RunQuantizer<decltype(run)> quantizer;
+      if (t.results.sinks > 0) quantizer.load(t.results.sink[0], first);
       for (int line = 0; line < block.rows; ++line) {
         const int row = block.row + line;
         const float* x = t.x + row * t.x_ld + first;
@@ -270,7 +300,7 @@ void combine(const CombineTile& tile) {
         if (t.a.codes && t.x) run.add(x);
         if (t.b.codes) run.template values<true>(t.b, row, first, b.at(line, first));
         run.activate(t);
-        writer.write(t.results, line, first, run);
+        writer.write(t.results, line, first, run, quantizer);
       }
     };
     for_each_run(kChunk, block.column, block.column + block.columns, work);
