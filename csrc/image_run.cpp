@@ -146,8 +146,13 @@ class ImageRun {
     const int size = taps_.h * lines.channels, step = layer_.shape().channels, to_step = lines.codes;
     for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h, to += lines.channels) {
       const uint8_t* const row = in_image(h) ? line_of(lines, image, h) : zeros_.data();
-      const int left = size - i * lines.channels;
-      const int wide = lines.channels <= 4 && left >= 4 ? 4 : lines.channels > 4 && left >= 8 ? 8 : 0;
+      if (lines.channels > kFewChannels) {
+        for (int pixel = 0; pixel < count; ++pixel)
+          copy_codes(to + int64_t(pixel) * to_step, row + int64_t(pixel) * step, lines.channels);
+        continue;
+      }
+      const int left = size - i * lines.channels, least = lines.channels <= 4 ? 4 : 8;
+      const int wide = left >= least ? least : 0;
       // The last pixels are copied by themselves: nothing is read past the line.
       const int pixels = wide ? std::max(0, count - (wide - 1) / step - 1) : 0;
       if (wide == 4) copy_spread<4>(row, step, to, to_step, pixels);
