@@ -123,16 +123,15 @@ class DotSegment final : public SegmentKernel {
       pack_unit(weights, first_output, dot_, k, flipped_ ? 0x80 : 0, out);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used,
-                      const PanelsOfSums& sums) const override {
-    if (few(rows)) {
-      dot_.few[form_][bits_][rows.rows](weights, rows.first, rows.stride, codes, sums.first, sums.shift);
-      tier_.counters.few[form_][bits_][rows.rows].add(1);
-      return;
+  void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const override {
+    if (few(rows)) return multiply_few(brick, rows, sums);
+    const uint8_t* bytes = unpacked(brick.weights, brick.codes * brick.lines / kUnit);
+    if (dot_.matrix) {
+      const int64_t size = brick_bytes(brick.codes * brick.lines);
+      return multiply_groups({bytes, brick.codes, brick.lines, rows.line_stride, sums.fresh},
+                             {brick.weights + size, size}, rows, sums.first);
     }
-    const uint8_t* bytes = unpacked(weights, codes / kUnit);
-    const int k = (used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
-    if (dot_.matrix) return multiply_groups({bytes, k, sums.fresh}, {weights + brick_bytes(codes), brick_bytes(codes)}, rows, sums.first);
+    const int k = (brick.used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
     const auto& tile = dot_.tile[form_];
     const int64_t stride = dot_.pairs ? 2 * rows.stride : rows.stride;
     each_tile(rows, tile_rows(), tier_.counters.tile[form_], [&](int row, int n, const uint8_t* activations) {
@@ -142,13 +141,23 @@ class DotSegment final : public SegmentKernel {
 
  private:
   // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
+  static constexpr int kMatrixCodes = 576;  // bytes of weights that stay in L1 beside what passes: 1152 are slower
   static BrickShape brick_shape(const DotFamily& dot) {
-    return {dot.columns, dot.columns, unit(dot), kBlock, dot.pairs ? kUnit : 1};
+    return {dot.columns, dot.columns, unit(dot), kBlock, dot.pairs ? kUnit : 1, dot.matrix ? kMatrixCodes : 0};
   }
   // What few rows read at once, and the rest.
   static int unit(const DotFamily& dot) { return dot.matrix ? std::max(kUnit, dot.matrix->codes) : kUnit; }
   bool few(const PreparedRows& rows) const {
     return rows.rows <= dot_.few_rows && rows.run == rows.rows && !(taps().any() && dot_.expand[form_]);
+  }
+
+  void multiply_few(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const {
+    const uint8_t* codes = rows.first;
+    for (int line = 0; line < brick.lines; ++line, codes += rows.line_stride) {
+      const uint8_t* const weights = brick.weights + line * brick_bytes(brick.codes);
+      dot_.few[form_][bits_][rows.rows](weights, codes, rows.stride, brick.codes, sums.first, sums.shift);
+      tier_.counters.few[form_][bits_][rows.rows].add(1);
+    }
   }
 
   // Rows of a group, one number for all runs: the last group of a run overlaps the one before it by as little as can be.
@@ -163,7 +172,7 @@ class DotSegment final : public SegmentKernel {
   };
   void multiply_groups(const MatrixWeights& weights, Ahead ahead, const PreparedRows& rows, uint32_t* sums) const {
     const MatrixTiles& matrix = *dot_.matrix;
-    const int count = rows_of_group(rows.run), steps = weights.k / matrix.codes;
+    const int count = rows_of_group(rows.run), steps = weights.k / matrix.codes * weights.lines;
     const int pairs = std::max(1, rows.rows / (2 * count));
     const int lines = int((ahead.bytes + 64 * pairs * steps - 1) / (64 * pairs * steps));
     MatrixGroup waiting{};  // for a second one
@@ -201,7 +210,7 @@ class DotSegment final : public SegmentKernel {
   const uint8_t* unpacked(const uint8_t* packed, int units) const {
     static thread_local AlignedBytes buffer;
     if (!dot_.unpack[bits_]) return packed;
-    uint8_t* bytes = scratch(buffer, int64_t(dot_.columns) * kBlock);
+    uint8_t* bytes = scratch(buffer, int64_t(dot_.columns) * (dot_.matrix ? kMatrixCodes : kBlock));
     dot_.unpack[bits_](packed, units, bytes);
     tier_.counters.unpack[bits_].add(1);
     return bytes;

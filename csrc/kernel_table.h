@@ -131,7 +131,9 @@ constexpr int kMaxDotForms = 6;
 // A panel of 32 outputs as bytes, and how its sums begin: from what is there, or from 0.
 struct MatrixWeights {
   const uint8_t* bytes;
-  int k;  // a multiple of a step's codes, and not 0
+  int k;                // of a line, a multiple of a step's codes and not 0
+  int lines;            // at least 1
+  int64_t line_stride;  // of the codes that lines of weights are multiplied by
   bool fresh;
 };
 struct MatrixGroup {

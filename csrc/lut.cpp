@@ -18,7 +18,7 @@ class LutSegment final : public SegmentKernel {
  public:
   LutSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
       : SegmentKernel(weights, taps, tier,
-                      {tier.table->lut->columns, tier.table->lut->panel, kUnit, kBlock, tier.table->lut->pixel}),
+                      {tier.table->lut->columns, tier.table->lut->panel, kUnit, kBlock, tier.table->lut->pixel, 0}),
         family_(*tier.table->lut),
         w_bits_(weights.w_bits),
         parts_(parts_of(weights.a_bits)) {
@@ -83,13 +83,13 @@ class LutSegment final : public SegmentKernel {
                                                     nibble(weights, first_output + column, k + 16 + 4 * t, plane) << 4);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int,
-                      const PanelsOfSums& sums) const override {
-    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
-      const uint8_t* read = what_tiles_read(weights, codes / kUnit, rows.rows);
+  void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const override {
+    const uint8_t* weights = brick.weights;
+    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(brick.codes)) {
+      const uint8_t* read = what_tiles_read(weights, brick.codes / kUnit, rows.rows);
       PreparedRows tables = rows;
       for (const CodePart& part : parts_) {
-        multiply_plane(read, tables, part, codes / kUnit, sums.shift + plane + part.shift, sums.first,
+        multiply_plane(read, tables, part, brick.codes / kUnit, sums.shift + plane + part.shift, sums.first,
                        sums.stride);
         tables.first += rows.part_stride;
       }

@@ -76,12 +76,12 @@ class Lut6Segment final : public SegmentKernel {
               weight_bits(weights, first_output + column, first_k + k, std::min(family_.codes, codes - k), plane);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int,
-                      const PanelsOfSums& sums) const override {
-    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(codes)) {
+  void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const override {
+    const uint8_t* weights = brick.weights;
+    for (int plane = 0; plane < w_bits_; ++plane, weights += plane_bytes(brick.codes)) {
       PreparedRows tables = rows;
       for (const CodePart& part : parts_) {
-        multiply_plane(weights, tables, part.bits, groups(codes), sums.shift + plane + part.shift, sums.first,
+        multiply_plane(weights, tables, part.bits, groups(brick.codes), sums.shift + plane + part.shift, sums.first,
                        sums.stride);
         tables.first += rows.part_stride;
       }
@@ -92,8 +92,8 @@ class Lut6Segment final : public SegmentKernel {
   // Gathered rows are cut into blocks of kBlock codes, whose last table is of fewer codes; with taps all tables are full.
   static BrickShape brick_shape(const Lut6Family& family, const Taps& taps) {
     const int codes = family.codes;
-    if (taps.any()) return {family.columns, family.panel, codes, kBlock / codes * codes, codes};
-    return {family.columns, family.panel, kUnit, kBlock, codes};
+    if (taps.any()) return {family.columns, family.panel, codes, kBlock / codes * codes, codes, 0};
+    return {family.columns, family.panel, kUnit, kBlock, codes, 0};
   }
 
   static uint8_t weight_bits(const CodeMatrix& weights, int64_t output, int first_k, int count, int plane) {

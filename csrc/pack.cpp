@@ -45,17 +45,24 @@ SegmentKernel::SegmentKernel(const CodeMatrix& weights, const Taps& taps, const 
       bricks_(div_up(weights.outputs, shape.columns)),
       bricks_together_(std::max(1, kPanelsTogether * shape.panel / shape.columns)) {}
 
-// One piece a block and line. A line is a row of the kernel, or all of K in blocks that are a line each.
+// One piece a block and line, or as many whole lines as a brick may have. A line is a row of the kernel, or all of K in blocks
+// that are a line each.
 void SegmentKernel::cut() {
-  const int lines = taps_.any() ? taps_.lines() : 1, line_codes = k_padded_ / lines;
-  const int line_used = taps_.any() ? taps_.w * pixel_codes_ : k_;
-  for (int line = 0; line < lines; ++line)
-    for (int at = 0; at < line_codes; at += shape_.block) {
-      const int codes = std::min(shape_.block, line_codes - at);
-      pieces_.push_back({line * line_codes + at, codes, std::min(codes, line_used - at),
-                         taps_.any() ? line : at / shape_.block, taps_.any() ? at : 0, column_bytes_});
-      column_bytes_ += brick_bytes(codes);
+  if (k_padded_ == 0) return;
+  const int lines_in_all = taps_.any() ? taps_.lines() : div_up(k_padded_, shape_.block);
+  const int line_codes = taps_.any() ? k_padded_ / lines_in_all : std::min(k_padded_, shape_.block);
+  const int together = line_codes <= shape_.block ? std::max(1, shape_.lines_block / line_codes) : 1;
+  for (int line = 0; line < lines_in_all;) {
+    const int first = line * line_codes, codes_left = std::min(line_codes, k_padded_ - first);
+    const int used = taps_.any() ? taps_.w * pixel_codes_ : std::min(codes_left, k_ - first);
+    const int lines = std::max(1, std::min(together, (k_padded_ - first) / line_codes));
+    for (int at = 0; at < codes_left; at += shape_.block) {
+      const int codes = std::min(shape_.block, codes_left - at);
+      pieces_.push_back({first + at, codes, std::min(codes, used - at), lines, line, at, column_bytes_});
+      column_bytes_ += brick_bytes(codes * lines);
     }
+    line += lines;
+  }
 }
 
 // Of every packed position the code of a row of weights, [tap][channel]; -1 where a pixel or a line is padded.
@@ -78,7 +85,7 @@ void SegmentKernel::build(CodeMatrix weights) {
     for (int64_t at = mine.begin; at < mine.end; ++at)
       for (const Piece& piece : pieces_) {
         const int group = int(at) / bricks_together_, brick = int(at) % bricks_together_;
-        pack_brick(weights, at * shape_.columns, piece.first_position, piece.codes,
+        pack_brick(weights, at * shape_.columns, piece.first_position, piece.codes * piece.lines,
                    bytes_.data() + brick_offset(group, piece, brick));
       }
   });
@@ -99,7 +106,7 @@ void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, co
       PanelsOfSums to = of_group;
       to.fresh = sums.fresh && writes && &piece == &pieces_.front();
       for (int brick = 0; brick < bricks_of_group(group); ++brick, to.first += panels_of_brick * sums.stride)
-        multiply_brick(bytes_.data() + brick_offset(group, piece, brick), at, piece.codes, piece.used, to);
+        multiply_brick({bytes_.data() + brick_offset(group, piece, brick), piece.codes, piece.used, piece.lines}, at, to);
     }
   }
   end(rows, panels, sums);

@@ -23,7 +23,7 @@ class PopcountSegment final : public SegmentKernel {
   PopcountSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
       : SegmentKernel(weights, taps, tier,
                       {tier.table->popcount->columns, tier.table->popcount->columns, kWord,
-                       plane_block(*tier.table->popcount), kWord}),
+                       plane_block(*tier.table->popcount), kWord, 0}),
         family_(*tier.table->popcount),
         plane_block_(plane_block(family_)),
         w_bits_(weights.w_bits),
@@ -76,12 +76,12 @@ class PopcountSegment final : public SegmentKernel {
           *words++ = plane_word(weights, first_output + column, k, plane);
   }
 
-  void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int,
-                      const PanelsOfSums& sums) const override {
-    for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(codes)) {
+  void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const override {
+    const uint8_t* weights = brick.weights;
+    for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(brick.codes)) {
       PreparedRows plane = rows;
       for (int j = 0; j < a_bits_; ++j, plane.first += rows.part_stride)
-        multiply_planes(weights, plane, codes / kWord, sums.shift + i + j, sums.first);
+        multiply_planes(weights, plane, brick.codes / kWord, sums.shift + i + j, sums.first);
     }
   }
 

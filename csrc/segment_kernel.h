@@ -84,6 +84,7 @@ struct BrickShape {
   int unit;     // codes that K is padded to
   int block;    // codes of K in a brick
   int pixel;    // codes that a pixel's are padded to where pixels are prepared by themselves
+  int lines_block;  // codes of K in a brick of several whole lines; 0: a brick has one
 };
 
 class SegmentKernel {
@@ -139,9 +140,12 @@ class SegmentKernel {
   // are cleared before.
   virtual bool begin(const PreparedRows&) const { return false; }
   virtual void end(const PreparedRows&, int /*panels*/, const PanelsOfSums&) const {}
-  // The first `used` of the brick's codes have weights.
-  virtual void multiply_brick(const uint8_t* weights, const PreparedRows& rows, int codes, int used,
-                              const PanelsOfSums& sums) const = 0;
+  // The first `used` codes of each line of the brick have weights.
+  struct Brick {
+    const uint8_t* weights;
+    int codes, used, lines;
+  };
+  virtual void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const = 0;
   // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them.
   template <class Counts, class Body>
   static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body) {
@@ -157,9 +161,10 @@ class SegmentKernel {
   const Tier& tier_;
 
  private:
-  // A part of K whose weights are one brick: a block, or with taps what a row of the kernel reads of neighbouring pixels.
+  // A part of K whose weights are one brick: a block, or with taps what a row of the kernel reads of neighbouring pixels; or
+  // several of these, whole lines.
   struct Piece {
-    int first_position, codes, used;
+    int first_position, codes, used, lines;
     int line, codes_before;  // of the line
     int64_t bytes_before;    // of a column of bricks
   };
@@ -168,7 +173,7 @@ class SegmentKernel {
   int bricks_of_group(int group) const { return std::min(bricks_together_, bricks_ - group * bricks_together_); }
   int64_t brick_offset(int group, const Piece& piece, int brick) const {
     return group * bricks_together_ * column_bytes_ + piece.bytes_before * bricks_of_group(group) +
-           brick * brick_bytes(piece.codes);
+           brick * brick_bytes(piece.codes * piece.lines);
   }
 
   const BrickShape shape_;

@@ -49,6 +49,28 @@ constexpr TileConfiguration kTileConfigurations[kTileRows] = {
 void amx_configure(int group) { _tile_loadconfig(&kTileConfigurations[group - 1]); }
 void amx_release() { _tile_release(); }
 
+// Where a step's weights are, and how far behind the first code of a row its codes.
+struct MatrixSteps {
+  const uint8_t* bytes;
+  int64_t codes = 0;
+  const int steps_of_line;
+  const int64_t to_next_line;
+  int left, left_in_line;
+
+  explicit MatrixSteps(const MatrixWeights& weights)
+      : bytes(weights.bytes),
+        steps_of_line(weights.k / kTileCodes),
+        to_next_line(weights.line_stride - weights.k),
+        left(steps_of_line * weights.lines),
+        left_in_line(steps_of_line) {}
+  bool next() {
+    bytes += kTileCodes / 4 * kPanelRow;
+    codes += kTileCodes;
+    if (--left_in_line == 0) codes += to_next_line, left_in_line = steps_of_line;
+    return --left > 0;
+  }
+};
+
 void amx_pair(const MatrixWeights& weights, const MatrixGroup& first, const MatrixGroup& second, int64_t row_stride,
               const uint8_t* ahead, int lines) {
   if (weights.fresh) {
@@ -62,19 +84,18 @@ void amx_pair(const MatrixWeights& weights, const MatrixGroup& first, const Matr
     _tile_loadd(2, second.sums, kPanelRow);
     _tile_loadd(3, second.sums + 16, kPanelRow);
   }
-  const uint8_t *bytes = weights.bytes, *first_rows = first.rows, *second_rows = second.rows;
-  const uint8_t* const end = first_rows + weights.k;
-  for (; first_rows != end; first_rows += kTileCodes, second_rows += kTileCodes, bytes += kTileCodes / 4 * kPanelRow) {
-    _tile_loadd(6, bytes, kPanelRow);
-    _tile_loadd(4, first_rows, row_stride);
-    _tile_loadd(7, bytes + kTileBytes, kPanelRow);
+  MatrixSteps at(weights);
+  do {
+    _tile_loadd(6, at.bytes, kPanelRow);
+    _tile_loadd(4, first.rows + at.codes, row_stride);
+    _tile_loadd(7, at.bytes + kTileBytes, kPanelRow);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(5, second_rows, row_stride);
+    _tile_loadd(5, second.rows + at.codes, row_stride);
     _tile_dpbusd(1, 4, 7);
     for (int line = 0; line < lines; ++line, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
     _tile_dpbusd(2, 5, 6);
     _tile_dpbusd(3, 5, 7);
-  }
+  } while (at.next());
   _tile_stored(0, first.sums, kPanelRow);
   _tile_stored(1, first.sums + 16, kPanelRow);
   _tile_stored(2, second.sums, kPanelRow);
@@ -92,23 +113,20 @@ struct GroupSums {
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const uint8_t *bytes = weights.bytes, *const end = rows + weights.k;
-  for (;;) {
-    _tile_loadd(4, rows, row_stride);
-    _tile_loadd(6, bytes, kPanelRow);
+  MatrixSteps at(weights);
+  do {
+    _tile_loadd(4, rows + at.codes, row_stride);
+    _tile_loadd(6, at.bytes, kPanelRow);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, bytes + kTileBytes, kPanelRow);
+    _tile_loadd(7, at.bytes + kTileBytes, kPanelRow);
     _tile_dpbusd(1, 4, 7);
-    rows += kTileCodes, bytes += kTileCodes / 4 * kPanelRow;
-    if (rows == end) break;
-    _tile_loadd(5, rows, row_stride);
-    _tile_loadd(6, bytes, kPanelRow);
+    if (!at.next()) break;
+    _tile_loadd(5, rows + at.codes, row_stride);
+    _tile_loadd(6, at.bytes, kPanelRow);
     _tile_dpbusd(2, 5, 6);
-    _tile_loadd(7, bytes + kTileBytes, kPanelRow);
+    _tile_loadd(7, at.bytes + kTileBytes, kPanelRow);
     _tile_dpbusd(3, 5, 7);
-    rows += kTileCodes, bytes += kTileCodes / 4 * kPanelRow;
-    if (rows == end) break;
-  }
+  } while (at.next());
   _tile_stored(0, sums.half[0], kPanelRow);
   _tile_stored(1, sums.half[0] + 16, kPanelRow);
   _tile_stored(2, sums.half[1], kPanelRow);
