@@ -15,6 +15,7 @@ from soniq_kernels import __version__, _core, isa
 
 # {tier: {what: products a cycle of its inner loop}}; csrc/README.md has them for every pair of widths.
 CEILINGS = {
+    "amx": {"AMX INT8 products": 1024.0},
     "avx512_vbmi": {"W1A1 bit planes": 341.0, "W1 tables": 193.0, "W2 tables": 193.0 / 2},
     "avx512": {"INT8 byte dots": 64.0},
     "avx2": {"AVX2: W1 tables": 90.0, "AVX2: W2 tables": 45.0, "AVX2: INT8 byte products": 32.0},

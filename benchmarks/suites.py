@@ -116,6 +116,14 @@ SUITES = {
             environment={"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
         ),
         Suite(
+            "avx512", "AVX-512 alone: ours beside INT8 of oneDNN, one thread",
+            IN_BLOCKS + " oneDNN is held to AVX-512 with VNNI by ONEDNN_MAX_CPU_ISA, set before it loads, where the processor has AMX. "
+            "OpenVINO, ONNX Runtime and FBGEMM know no such limit." + IN_CACHE,
+            [*shapes.GEMM, shapes.GEMV[1]], [("int8", "oneDNN (torch)"), ("float", "FP32 (torch)")],
+            lambda _: [(w, "avx512_vbmi") for w in shapes.WIDTHS], turn=_turns(1, 3), processes=True,
+            environment={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+        ),
+        Suite(
             "threads", "One thread and all threads", IN_BLOCKS + IN_CACHE,
             [*shapes.GEMM, *shapes.GEMV], _peers("int8", "float"), _for_rows, _one_and_all,
             turn=_turns(1, 3), processes=True,

@@ -78,8 +78,9 @@ class DotSegment final : public SegmentKernel {
     tier_.counters.expand.add(1);
   }
   // Few rows are read by whole units of K.
-  int codes_read_in_place(int rows) const override {
-    if (dot_.expand[form_] || (dot_.matrix && rows > dot_.few_rows)) return -1;
+  // Rows that stand far apart are gathered for matrix registers: sixteen of them at once would share a few sets of the cache.
+  int codes_read_in_place(int rows, int64_t stride) const override {
+    if (dot_.expand[form_] || (dot_.matrix && rows > dot_.few_rows && stride > kBlock)) return -1;
     const int step = rows > dot_.few_rows ? dot_.step[form_] : unit(dot_);
     return (k() + step - 1) / step * step;
   }

@@ -25,13 +25,14 @@ TileEpilogue::TileEpilogue(const Layer& layer, const Output& output, const Geome
 void TileEpilogue::take_rows(int64_t m0, int rows) {
   if (m0 == first_row_ && rows == int(column_terms_.size())) return;
   first_row_ = m0;
-  column_terms_.assign(rows, no_terms_.data());
+  const bool one_class = border_ && int64_t(border_->terms.size()) == layer_.shape().outputs;
+  column_terms_.assign(rows, border_ ? border_->terms.data() : no_terms_.data());
   row_scale_.resize(rows);
   residual_scale_.resize(output_.residual_codes.codes ? rows : 0);
   OutputPosition p = output_position(geometry_, m0);
   int64_t scale = m0 / output_.rows_per_scale, left = output_.rows_per_scale - m0 % output_.rows_per_scale;
   for (int i = 0; i < rows; ++i, advance(geometry_, p)) {
-    if (border_) {
+    if (border_ && !one_class) {
       const int64_t border_class = int64_t(border_->row_class[p.oh]) * border_->col_classes + border_->col_class[p.ow];
       column_terms_[i] = border_->terms.data() + border_class * layer_.shape().outputs;
     }

@@ -163,6 +163,7 @@ class ImageRun {
   }
   template <int Bytes>
   static void copy_spread(const uint8_t* from, int64_t step, uint8_t* to, int64_t to_step, int count) {
+#pragma GCC unroll 4
     for (; count > 0; --count, from += step, to += to_step) std::memcpy(to, from, Bytes);
   }
 

@@ -100,8 +100,9 @@ class SegmentKernel {
   // Bytes that prepare() writes for `rows` rows; 0: multiply reads the gathered rows themselves.
   virtual int64_t prepared_bytes(int) const { return 0; }
   virtual void prepare(const uint8_t*, int, uint8_t*) const {}
-  // Codes that multiply reads of each of `rows` rows of a matrix where it reads the matrix itself; -1: it does not.
-  virtual int codes_read_in_place(int) const { return -1; }
+  // Codes that multiply reads of each of `rows` rows of a matrix, `stride` bytes apart, where it reads the matrix itself; -1: it
+  // does not.
+  virtual int codes_read_in_place(int, int64_t) const { return -1; }
   // Where `rows` rows stand that prepare() wrote, or that were gathered where it has nothing to do.
   virtual PreparedRows gathered_rows(const uint8_t* activations, int rows) const = 0;
 
