@@ -86,7 +86,8 @@ class PanelRun {
                              geometry_.in_h == geometry_.out_h && geometry_.in_w == geometry_.out_w;
     if (!input_.codes || shape.groups > 1 || !every_pixel) return false;
     for (int s = 0; s < layer_.segments(); ++s) {
-      const int read = layer_.kernel(0, s).codes_read_in_place(rows, shape.channels), first = shape.segments[s].first_channel;
+      const int read = layer_.kernel(0, s).codes_read_in_place(rows, shape.channels),
+                first = shape.segments[s].first_channel;
       if (read < 0 || (m0 + rows - 1) * shape.channels + first + read > geometry_.rows() * shape.channels) return false;
     }
     return true;

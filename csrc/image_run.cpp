@@ -131,7 +131,7 @@ class ImageRun {
     }
     const uint8_t* from = line_of(lines, image, h);
     const int step = layer_.shape().channels;
-    if (lines.codes == step) {
+    if (lines.channels == step && lines.codes == step) {
       std::memcpy(to, from, size_t(count) * step);
       return;
     }
@@ -241,7 +241,7 @@ class ImageRun {
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];
-  std::vector<uint8_t> zeros_;        // a line of the padding
+  std::vector<uint8_t> zeros_;  // a line of the padding
   std::vector<uint32_t> pixel_terms_, row_terms_;
 };
 

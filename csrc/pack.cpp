@@ -106,7 +106,8 @@ void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, co
       PanelsOfSums to = of_group;
       to.fresh = sums.fresh && writes && &piece == &pieces_.front();
       for (int brick = 0; brick < bricks_of_group(group); ++brick, to.first += panels_of_brick * sums.stride)
-        multiply_brick({bytes_.data() + brick_offset(group, piece, brick), piece.codes, piece.used, piece.lines}, at, to);
+        multiply_brick({bytes_.data() + brick_offset(group, piece, brick), piece.codes, piece.used, piece.lines}, at,
+                       to);
     }
   }
   end(rows, panels, sums);

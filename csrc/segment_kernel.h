@@ -79,11 +79,11 @@ constexpr int kPanelsTogether = 4;
 constexpr int kPixelSlack = 2048;
 
 struct BrickShape {
-  int columns;  // of a tile: one panel, or several that a wide kernel works on at once
-  int panel;    // columns of a panel, the same for all families of a tier
-  int unit;     // codes that K is padded to
-  int block;    // codes of K in a brick
-  int pixel;    // codes that a pixel's are padded to where pixels are prepared by themselves
+  int columns;      // of a tile: one panel, or several that a wide kernel works on at once
+  int panel;        // columns of a panel, the same for all families of a tier
+  int unit;         // codes that K is padded to
+  int block;        // codes of K in a brick
+  int pixel;        // codes that a pixel's are padded to where pixels are prepared by themselves
   int lines_block;  // codes of K in a brick of several whole lines; 0: a brick has one
 };
 

@@ -124,7 +124,8 @@ def test_targets_name_rows_that_are_measured(importable):
             count += 1
             measured = {widths for widths, _ in suite.ours(target.shape)}
             assert target.shape in suite.shapes and target.widths in measured, f"{name}: {target}"
-    assert count == 4 * len(shapes.WIDTHS) + 12 + 4 * 6 + 4 * len(shapes.WIDTHS)
+    # gemm, gemv and threads for two tiers each, avx2
+    assert count == 2 * (4 * len(shapes.WIDTHS) + 12 + 4 * len(shapes.WIDTHS)) + 4 * 6
 
 
 def test_verdicts(importable):
@@ -158,7 +159,7 @@ def test_bad_options(importable):
         command._names(["gemm", "gemms"])
     with pytest.raises(typer.BadParameter, match="got shape '128x4096', expected M x N x K"):
         command._shape("128x4096")
-    assert command._names(["all"]) == ["gemm", "cold", "gemv", "networks", "avx2", "threads", "lowbit"]
+    assert command._names(["all"]) == ["gemm", "cold", "gemv", "networks", "avx2", "avx512", "threads", "lowbit"]
 
 
 def test_a_wrong_answer_is_not_timed(importable):

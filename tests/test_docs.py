@@ -76,25 +76,32 @@ def test_make_targets_exist(path):
 
 
 README_ROWS = {
-    "1-bit weights, 1-bit activations": "W1A1 avx512_vbmi",
-    "1-bit, 4-bit": "W1A4 avx512_vbmi",
-    "2-bit, 2-bit": "W2A2 avx512_vbmi",
-    "4-bit, 4-bit": "W4A4 avx512_vbmi",
-    "8-bit, 8-bit": "W8A8 avx512_vbmi",
+    "1-bit weights, 1-bit activations": "W1A1 {tier}",
+    "1-bit, 4-bit": "W1A4 {tier}",
+    "2-bit, 2-bit": "W2A2 {tier}",
+    "4-bit, 4-bit": "W4A4 {tier}",
+    "8-bit, 8-bit": "W8A8 {tier}",
     "BF16, torch": "BF16 (torch)",
     "FP32, torch": "FP32 (torch)",
 }
 
 
-def test_readme_speeds_are_the_results_files():
-    """Every figure of the README's table is that of benchmarks/results/gemm.json or gemv.json, with their date and version."""
+@pytest.mark.parametrize(
+    ("title", "folder", "tier"),
+    [("speed over the best INT8", "", "avx512_vbmi"), ("with AMX: speed over the best INT8", "xeon_amx", "amx")],
+    ids=["avx512_vbmi", "amx"],
+)
+def test_readme_speeds_are_the_results_files(title, folder, tier):
+    """Every figure of the README's tables is that of gemm.json or gemv.json of that machine, with their date and version."""
     readme = (ROOT / "README.md").read_text()
-    results = [json.loads((ROOT / f"benchmarks/results/{suite}.json").read_text()) for suite in ("gemm", "gemv")]
+    files = [ROOT / "benchmarks/results" / folder / f"{suite}.json" for suite in ("gemm", "gemv")]
+    results = [json.loads(file.read_text()) for file in files]
     ratios = {(tuple(row["shape"]), row["name"]): row["ratio"] for result in results for row in result["rows"]}
-    header = next(line for line in readme.splitlines() if line.startswith("| speed over the best INT8 |"))
+    header, _, *rows = readme[readme.index(f"| {title} |") :].splitlines()[: 2 + len(README_ROWS)]
     shapes = [tuple(map(int, cell.split("x"))) for cell in header.strip("| ").split("|")[1:]]
-    for label, name in README_ROWS.items():
-        assert f"| {label} | {' | '.join(f'{ratios[shape, name]:.2f}x' for shape in shapes)} |" in readme
+    for row, (label, name) in zip(rows, README_ROWS.items(), strict=True):
+        cells = (f"{ratios[shape, name.format(tier=tier)]:.2f}x" for shape in shapes)
+        assert row == f"| {label} | {' | '.join(cells)} |"
     for result in results:
         assert result["machine"]["date"] in readme
         assert result["machine"]["versions"]["torch"] in readme
@@ -103,10 +110,10 @@ def test_readme_speeds_are_the_results_files():
 def test_readme_networks_are_the_results_files():
     """Every figure of the README's paragraph on whole networks is that of benchmarks/results/cnns.json or memory.json."""
     readme = (ROOT / "README.md").read_text()
-    rows = json.loads((ROOT / "benchmarks/results/cnns.json").read_text())["rows"]
-    found = {(row["network"], row["name"]): row for row in rows if (row["batch"], row["threads"]) == (1, 1)}
 
-    def over(network: str, label: str, whom: str = "best") -> str:
+    def over(network: str, label: str, whom: str = "best", folder: str = "") -> str:
+        rows = json.loads((ROOT / "benchmarks/results" / folder / "cnns.json").read_text())["rows"]
+        found = {(row["network"], row["name"]): row for row in rows if (row["batch"], row["threads"]) == (1, 1)}
         return f"{found[network, label][f'over_{whom}_int8']:.2f}x"
 
     deep, deeper = (
@@ -120,6 +127,10 @@ def test_readme_networks_are_the_results_files():
     slim = over("MobileNetV2", "4x4"), over("MobileNetV2", "4x4", "torch")
     assert f"MobileNetV2 with 4 bits reaches {slim[0]} (over torch's INT8 alone {slim[1]})" in readme
     assert f"ResNet-20 with 4 bits {over('ResNet-20', '4x4')}" in readme
+    amx = {net: over(net, "4x4", folder="xeon_amx") for net in ("ResNet-18", "ResNet-50", "VGG-small")}
+    torch = over("ResNet-18", "4x4", "torch", "xeon_amx")
+    reached = f"ResNet-18 reaches {amx['ResNet-18']} (over torch's INT8 alone {torch})"
+    assert f"{reached}, ResNet-50 {amx['ResNet-50']}, VGG-small {amx['VGG-small']}" in readme
     peaks = {
         row["name"]: row["peak_bytes"]
         for row in json.loads((ROOT / "benchmarks/results/memory.json").read_text())["rows"]

@@ -167,7 +167,9 @@ def _table(content: dict[str, Any], path: Path) -> Table:
     reads = tuple(map(float, content.get("reads_per_ns", ZEN4_READS)))
     tables = float(content.get("tables_from_afar", ZEN4_TABLES))
     if len(reads) != len(FAR) or not all(0 < number < math.inf for number in (*reads, tables)):
-        raise ValueError(f"reads_per_ns {reads} and tables_from_afar {tables}, expected {len(FAR)} positive numbers and one")
+        raise ValueError(
+            f"reads_per_ns {reads} and tables_from_afar {tables}, expected {len(FAR)} positive numbers and one"
+        )
     return Table(path, texts[0], texts[1], texts[2], dict(content["versions"]), tiers, reads, tables)
 
 

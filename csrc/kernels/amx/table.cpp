@@ -4,9 +4,9 @@
 namespace soniq {
 
 extern const KernelTable amx_table;
-const KernelTable amx_table = {/*quantize=*/nullptr,  /*abs_max=*/nullptr, /*all_finite=*/nullptr,
-                               /*sum_bytes=*/nullptr, /*epilogue=*/nullptr, /*depthwise=*/nullptr,
-                               &kAmxDot,
-                               /*popcount=*/nullptr,  /*lut=*/nullptr,     /*lut6=*/nullptr};
+const KernelTable amx_table = {
+    /*quantize=*/nullptr,  /*abs_max=*/nullptr,  /*all_finite=*/nullptr,
+    /*sum_bytes=*/nullptr, /*epilogue=*/nullptr, /*depthwise=*/nullptr,  &kAmxDot,
+    /*popcount=*/nullptr,  /*lut=*/nullptr,      /*lut6=*/nullptr};
 
 }  // namespace soniq

@@ -57,12 +57,10 @@ struct Avx512Dot {
 // One row by weights of one bit, which a GEMV reads from far away: no weight is moved. A bit that is masked where it stands,
 // bit i of a byte, counts 2^i times, in a sum of its own, which is shifted back at the end; bit 7 is the sign and counts -128
 // times. Two instructions for 64 products, where unpacking takes three.
-void dot_one_bit_avx512(const uint8_t* weights, const uint8_t* activations, int64_t, int k, uint32_t* sums,
-                        int shift) {
+void dot_one_bit_avx512(const uint8_t* weights, const uint8_t* activations, int64_t, int k, uint32_t* sums, int shift) {
   __m512i sums_i32x16[8][Avx512Dot::kVectors];
-  repeat<8>([&](auto bit) {
-    repeat<Avx512Dot::kVectors>([&](auto v) { sums_i32x16[bit][v] = _mm512_setzero_si512(); });
-  });
+  repeat<8>(
+      [&](auto bit) { repeat<Avx512Dot::kVectors>([&](auto v) { sums_i32x16[bit][v] = _mm512_setzero_si512(); }); });
   const uint8_t* const end = activations + k;
   do {
     repeat<Avx512Dot::kVectors>([&](auto v) {

@@ -278,7 +278,8 @@ void check_tiles() {
   alignas(64) uint8_t configuration[64] = {1}, left[16 * kStride], right[16 * kStride];
   uint8_t emulated[16 * kStride] = {}, processed[16 * kStride];
   const int rows = 1 + int(random32() % 16);
-  for (int tile = 0; tile < 8; ++tile) configuration[16 + 2 * tile] = 64, configuration[48 + tile] = uint8_t(tile < 6 ? rows : 16);
+  for (int tile = 0; tile < 8; ++tile)
+    configuration[16 + 2 * tile] = 64, configuration[48 + tile] = uint8_t(tile < 6 ? rows : 16);
   for (int i = 0; i < 16 * kStride; i += 64) {
     const Operand a = operand(), b = operand(), c = operand();
     const int bytes = std::min(64, 16 * kStride - i);
@@ -294,8 +295,8 @@ void check_tiles() {
     real::multiply(), soniq::_tile_dpbusd(0, 4, 6);
     real::store_sums(processed, kStride), soniq::_tile_stored(0, emulated, kStride);
     for (const char* name : {"_tile_loadconfig", "_tile_loadd", "_tile_zero", "_tile_dpbusd", "_tile_stored"})
-      compare(name, *reinterpret_cast<const uint8_t(*)[sizeof emulated]>(&emulated),
-              *reinterpret_cast<const uint8_t(*)[sizeof emulated]>(&processed));
+      compare(name, *reinterpret_cast<const uint8_t (*)[sizeof emulated]>(&emulated),
+              *reinterpret_cast<const uint8_t (*)[sizeof emulated]>(&processed));
   }
   ::_tile_release(), soniq::_tile_release();
 #endif

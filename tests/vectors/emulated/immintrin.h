@@ -370,8 +370,7 @@ EMULATED void _tile_dpbusd(int sums, int a, int b) {
     for (int step = 0; step < t.rows[b]; ++step)
       for (int column = 0; column < t.row_bytes[sums] / 4; ++column) {
         int32_t sum = 0;
-        for (int i = 0; i < 4; ++i)
-          sum += t.bytes[a][row][4 * step + i] * int8_t(t.bytes[b][step][4 * column + i]);
+        for (int i = 0; i < 4; ++i) sum += t.bytes[a][row][4 * step + i] * int8_t(t.bytes[b][step][4 * column + i]);
         uint32_t total;
         uint8_t* const at = tiles().bytes[sums][row] + 4 * column;
         std::memcpy(&total, at, 4);
