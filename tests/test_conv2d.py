@@ -191,6 +191,16 @@ def test_pairs_of_everything(tier, full):
         check(x, w, layout, geometry, expected, case)
 
 
+@pytest.mark.parametrize("low", range(1, 16))
+def test_segments_of_every_size(tier, low, rng):
+    """Families pad a pixel's channels: those of a segment may come to as many as the layer has, and are still not all of them."""
+    pairs = (Grid("bipolar", 1), Grid("bipolar", 1)), (Grid("bipolar", 4), Grid("bipolar", 4))
+    layout = Layout(tuple(int(c >= low) for c in range(16)), pairs)
+    geometry = Geometry((4, 5), (3, 3), 16, 6, batch=2, padding=(1, 1, 1, 1))
+    x, w = operands(rng, geometry, layout)
+    check(x, w, layout, geometry, oracle.conv2d(x, w, layout, **geometry.steps), low)
+
+
 def test_output_of_padding_only_is_zero(tier):
     """A position that sees no input has the sum of nothing, though no bipolar code is zero."""
     layout = oracle.uniform(3, Grid("bipolar", 2), Grid("bipolar", 2, 5))
