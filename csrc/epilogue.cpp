@@ -21,6 +21,26 @@ TileEpilogue::TileEpilogue(const Layer& layer, const Output& output, const Geome
       epilogue_tier_(tier_with(layer.tier(), &KernelTable::epilogue)),
       no_terms_(border ? 0 : layer.shape().outputs) {}
 
+namespace {
+
+// Which of the scales is row m0's, then the next row's, without dividing.
+class RowsOfScale {
+ public:
+  RowsOfScale(int64_t m0, int64_t rows_per_scale)
+      : rows_(rows_per_scale), at_(m0 / rows_per_scale), left_(rows_per_scale - m0 % rows_per_scale) {}
+  int64_t next() {
+    const int64_t at = at_;
+    if (--left_ == 0) ++at_, left_ = rows_;
+    return at;
+  }
+
+ private:
+  const int64_t rows_;
+  int64_t at_, left_;
+};
+
+}  // namespace
+
 // Scales and border classes belong to rows: found once for all panels of a block.
 void TileEpilogue::take_rows(int64_t m0, int rows) {
   if (m0 == first_row_ && rows == int(column_terms_.size())) return;
@@ -30,17 +50,16 @@ void TileEpilogue::take_rows(int64_t m0, int rows) {
   row_scale_.resize(rows);
   residual_scale_.resize(output_.residual_codes.codes ? rows : 0);
   OutputPosition p = output_position(geometry_, m0);
-  int64_t scale = m0 / output_.rows_per_scale, left = output_.rows_per_scale - m0 % output_.rows_per_scale;
+  const CodesIn& residual = output_.residual_codes;
+  RowsOfScale scale(m0, output_.rows_per_scale), residual_scale(m0, residual.rows_per_scale);
   for (int i = 0; i < rows; ++i, advance(geometry_, p)) {
     if (border_ && !one_class) {
       const int64_t border_class = int64_t(border_->row_class[p.oh]) * border_->col_classes + border_->col_class[p.ow];
       column_terms_[i] = border_->terms.data() + border_class * layer_.shape().outputs;
     }
     if (output_.acc) continue;
-    row_scale_[i] = output_.activation_scale[scale] * output_.unit;
-    if (--left == 0) ++scale, left = output_.rows_per_scale;
-    const CodesIn& residual = output_.residual_codes;
-    if (residual.codes) residual_scale_[i] = residual.scales[(m0 + i) / residual.rows_per_scale];
+    row_scale_[i] = output_.activation_scale[scale.next()] * output_.unit;
+    if (residual.codes) residual_scale_[i] = residual.scales[residual_scale.next()];
   }
 }
 

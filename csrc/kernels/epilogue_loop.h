@@ -70,12 +70,13 @@ struct Run {
 
   // The values of codes, added to y or put there.
   template <bool Add>
-  [[gnu::always_inline]] void values(const CodeSource& s, int row, int column, const uint8_t* codes) {
-    const float *alpha = s.alpha + column, *beta = s.beta + column, *step = s.step + column;
-    const F scale = all<F>(s.scale[row]);
+  [[gnu::always_inline]] void values(const Run& alpha, const Run& beta, const Run& step, float scale_of_row,
+                                     const uint8_t* codes) {
+    const F scale = all<F>(scale_of_row);
     each([&](F& v, int at) __attribute__((always_inline)) {
-      const F level = floats_of_codes<F>(codes + at) * load_as<F>(alpha + at) + load_as<F>(beta + at);
-      const F value = level * (scale * load_as<F>(step + at));
+      const int i = at / lanes;
+      const F level = floats_of_codes<F>(codes + at) * alpha.y[i] + beta.y[i];
+      const F value = level * (scale * step.y[i]);
       v = Add ? v + value : value;
     });
   }
@@ -91,13 +92,34 @@ struct Run {
   }
 };
 
-// The quantizer of a run's columns, in registers for all its rows: a store of codes might change any float in memory, for all
+// What the columns of a run need stays in registers for all its rows: a store of codes might change any float in memory, for all
 // that the compiler knows.
 template <class Run>
 struct RunQuantizer {
   Run r, z, cmax;
   [[gnu::always_inline]] void load(const CodeSink& s, int column) {
     r.load(s.r + column), z.load(s.z + column), cmax.load(s.cmax + column);
+  }
+};
+constexpr int kLoadedSinks = 2;
+template <class Run>
+struct RunQuantizers {
+  RunQuantizer<Run> of_sink[kLoadedSinks];
+  [[gnu::always_inline]] void load(const TileResults& results, int column) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kLoadedSinks; ++i)
+      if (i < results.sinks) of_sink[i].load(results.sink[i], column);
+  }
+};
+template <class Run>
+struct RunSource {
+  Run alpha, beta, step;
+  [[gnu::always_inline]] void load(const CodeSource& s, int column) {
+    alpha.load(s.alpha + column), beta.load(s.beta + column), step.load(s.step + column);
+  }
+  template <bool Add>
+  [[gnu::always_inline]] void values(Run& run, const CodeSource& s, int row, const uint8_t* codes) const {
+    run.template values<Add>(alpha, beta, step, s.scale[row], codes);
   }
 };
 
@@ -140,19 +162,21 @@ class BlockWriter {
       stride_[i] = s.second ? kChunk + kSlack : s.channels;
     }
   }
-  // `line`: the row in the block. first: the quantizer of the first sink, if there is one.
+  // `line`: the row in the block.
   template <class Run>
   [[gnu::always_inline]] void write(const TileResults& results, int line, int column, const Run& run,
-                                    const RunQuantizer<Run>& first) const {
+                                    const RunQuantizers<Run>& loaded) const {
     if (y_)
 #pragma GCC unroll 8
       for (int i = 0; i < Run::columns / Run::lanes; ++i)
         store_as(y_ + line * results.ld + column + i * Run::lanes, run.y[i]);
-    if (results.sinks > 0) run.quantized(first.r, first.z, first.cmax, codes_[0] + line * stride_[0] + column);
-    for (int i = 1; i < results.sinks; ++i) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kLoadedSinks; ++i)
+      if (i < results.sinks) quantize(loaded.of_sink[i], i, line, column, run);
+    for (int i = kLoadedSinks; i < results.sinks; ++i) {
       RunQuantizer<Run> q;
       q.load(results.sink[i], column);
-      run.quantized(q.r, q.z, q.cmax, codes_[i] + line * stride_[i] + column);
+      quantize(q, i, line, column, run);
     }
   }
   [[gnu::always_inline]] void end(const TileResults& results, const Block& b) const {
@@ -162,6 +186,12 @@ class BlockWriter {
   }
 
  private:
+  template <class Run>
+  [[gnu::always_inline]] void quantize(const RunQuantizer<Run>& q, int sink, int line, int column,
+                                       const Run& run) const {
+    run.quantized(q.r, q.z, q.cmax, codes_[sink] + line * stride_[sink] + column);
+  }
+
   float* y_;
   uint8_t* codes_[kMaxSinks];  // of the block's first row and of column 0
   int64_t stride_[kMaxSinks];
@@ -232,11 +262,13 @@ void epilogue_of(const EpilogueTile& tile) {
     const auto work = [&](auto run, int panel, int first) __attribute__((always_inline)) {
       using F = std::remove_reference_t<decltype(run.y[0])>;
       decltype(run) w_scale, bias;
-      RunQuantizer<decltype(run)> quantizer;
+      RunQuantizers<decltype(run)> quantizers;
+      RunSource<decltype(run)> source;
       w_scale.load(t.w_scale + first);
       const bool adds_bias = Steps & kBias || (Steps & kAny && t.bias);
       if (adds_bias) bias.load(t.bias + first);
-      if (t.results.sinks > 0) quantizer.load(t.results.sink[0], first);
+      if (adds_codes) source.load(t.residual_codes, first);
+      quantizers.load(t.results, first);
       for (int line = 0; line < b.rows; ++line) {
         const int row = b.row + line;
         const RunSums sums(t, row, panel, first);
@@ -246,13 +278,13 @@ void epilogue_of(const EpilogueTile& tile) {
         run.multiply(w_scale);
         if (adds_bias) run.add(bias);
         if (Steps & kAny && t.residual) run.add(t.residual + row * t.residual_ld + first);
-        if (adds_codes) run.template values<true>(t.residual_codes, row, first, residual.at(line, first));
+        if (adds_codes) source.template values<true>(run, t.residual_codes, row, residual.at(line, first));
         if (Steps & (kRelu | kRelu6)) run.relu();
         if (Steps & kRelu6) run.at_most(6);
         if (Steps & kAny) run.activate(t);
         if (Steps & kAny && t.post_scale) run.multiply(t.post_scale + first);
         if (Steps & kAny && t.post_bias) run.add(t.post_bias + first);
-        writer.write(t.results, line, first, run, quantizer);
+        writer.write(t.results, line, first, run, quantizers);
       }
     };
     for_each_run(t.panel_cols, b.column, b.column + b.columns, work);
@@ -288,19 +320,22 @@ void combine(const CombineTile& tile) {
     writer.begin(t.results, block);
     const auto work = [&](auto run, int, int first) __attribute__((always_inline)) {
       using F = std::remove_reference_t<decltype(run.y[0])>;
-      RunQuantizer<decltype(run)> quantizer;
-      if (t.results.sinks > 0) quantizer.load(t.results.sink[0], first);
+      RunQuantizers<decltype(run)> quantizers;
+      RunSource<decltype(run)> of_a, of_b;
+      quantizers.load(t.results, first);
+      if (t.a.codes) of_a.load(t.a, first);
+      if (t.b.codes) of_b.load(t.b, first);
       for (int line = 0; line < block.rows; ++line) {
         const int row = block.row + line;
         const float* x = t.x + row * t.x_ld + first;
         if (t.a.codes)
-          run.template values<false>(t.a, row, first, a.at(line, first));
+          of_a.template values<false>(run, t.a, row, a.at(line, first));
         else
           run.each([&](F& v, int at) { v = load_as<F>(x + at); });
         if (t.a.codes && t.x) run.add(x);
-        if (t.b.codes) run.template values<true>(t.b, row, first, b.at(line, first));
+        if (t.b.codes) of_b.template values<true>(run, t.b, row, b.at(line, first));
         run.activate(t);
-        writer.write(t.results, line, first, run, quantizer);
+        writer.write(t.results, line, first, run, quantizers);
       }
     };
     for_each_run(kChunk, block.column, block.column + block.columns, work);
