@@ -106,7 +106,7 @@ class DotSegment final : public SegmentKernel {
  protected:
   bool begin(const PreparedRows& rows) const override {
     if (!dot_.matrix || few(rows)) return false;
-    dot_.matrix->configure(rows_of_group(rows.run));
+    dot_.matrix->configure(rows_of_group(in_long_runs(rows).run));
     return true;
   }
   void end(const PreparedRows& rows, int panels, const PanelsOfSums& sums) const override {
@@ -130,7 +130,7 @@ class DotSegment final : public SegmentKernel {
     if (dot_.matrix) {
       const int64_t size = brick_bytes(brick.codes * brick.lines);
       return multiply_groups({bytes, brick.codes, brick.lines, rows.line_stride, sums.fresh},
-                             {brick.weights + size, size}, rows, sums.first);
+                             {brick.weights + size, size}, in_long_runs(rows), sums.first);
     }
     const int k = (brick.used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
     const auto& tile = dot_.tile[form_];
@@ -161,6 +161,11 @@ class DotSegment final : public SegmentKernel {
     }
   }
 
+  // Lines of one position each are one run: the rows of a group need only stand a constant apart.
+  static PreparedRows in_long_runs(PreparedRows rows) {
+    if (rows.run == 1) rows.run = rows.rows, rows.stride = rows.run_stride;
+    return rows;
+  }
   // Rows of a group, one number for all runs: the last group of a run overlaps the one before it by as little as can be.
   int rows_of_group(int run) const {
     const int groups = (run + dot_.matrix->rows - 1) / dot_.matrix->rows;

@@ -62,6 +62,7 @@ GEOMETRIES = {
     "7x7 on a smaller input": Geometry((3, 5), (7, 7), 2, 3, padding=(3, 3, 3, 3)),
     "few channels, dilated down": Geometry((9, 8), (3, 3), 3, 9, stride=(2, 1), padding=(2, 1, 1, 1), dilation=(2, 1)),
     "nine channels, 5x2": Geometry((8, 9), (5, 2), 9, 20, batch=2, stride=(3, 2), padding=(2, 2, 0, 1)),
+    "a column": Geometry((41, 1), (3, 1), 18, 9, batch=2, padding=(1, 1, 0, 0)),
     "1x7": Geometry((3, 9), (1, 7), 6, 5, padding=(0, 0, 3, 3)),
     "groups": Geometry((5, 5), (3, 3), 12, 18, padding=(1, 1, 1, 1), groups=3),
     "grouped 1x1": Geometry((3, 4), (1, 1), 10, 4, groups=2),
