@@ -1,7 +1,7 @@
 """Kernel blocks: what the kernels compute of a segment, which is more than its channels.
 
 A segment's run of codes (the channels of a Linear, the taps of one line of a convolution) is padded to whole steps of the
-kernel's inner loop: 64 channels of a bit plane, else 32 codes. A second segment pads a second time. This is an estimate:
+kernel's inner loop: 64 channels of a bit plane, 64 codes of a matrix register, else 32. A second segment pads a second time. This is an estimate:
 convolutions with few channels make one run of all their lines, and products of bytes skip the end of a run (csrc/README.md).
 """
 
@@ -20,13 +20,15 @@ class Block(NamedTuple):
     pixel: int
 
 
-BYTES, PLANES = Block(32, 4), Block(64, 64)
+BYTES, PLANES, MATRICES = Block(32, 4), Block(64, 64), Block(64, 4)
 
 
-def block_of(family: str) -> Block:
-    """The block of a kernel family."""
+def block_of(family: str, tier: str) -> Block:
+    """The block of a kernel family of a tier."""
     if family == "reference":
         return Block(1, 1)
+    if (family, tier) == ("dot", "amx"):
+        return MATRICES
     return PLANES if family == "popcount" else BYTES
 
 

@@ -23,14 +23,15 @@ LEAST_SAVING = 0.01  # of a channel's time: where the low precision saves nothin
 _K = 1024  # any: a product's time does not depend on it
 
 
-_machine: _costs.Pairs | None = None  # another one than this
+_machine: tuple[str, _costs.Pairs] | None = None  # tier and costs of another one than this
 
 
 class machine:
     """Time is counted by another machine's table from here on; as a context manager, until the end of the block.
 
     tier: of that machine's kernels, such as "avx512_vbmi"; None: this machine again. table: the file that `soniq calibrate
-    --out` wrote there; None: the first of the tables that ship which has the tier. Raises ValueError for a tier that the table does not have.
+    --out` wrote there; None: the first of the tables that ship which has the tier. Raises ValueError for a tier that the table
+    does not have.
     """
 
     def __init__(self, tier: str | None, table: str | Path | None = None):
@@ -40,7 +41,7 @@ class machine:
             found = source.tiers | found
         if tier is not None and tier not in found:
             raise ValueError(f"the table has no tier {tier}, it has {', '.join(found)}")
-        self._before, _machine = _machine, None if tier is None else found[tier]
+        self._before, _machine = _machine, None if tier is None else (tier, found[tier])
 
     def __enter__(self) -> machine:
         return self
@@ -50,14 +51,23 @@ class machine:
         _machine = self._before
 
 
-def _chosen(w_bits: int, a_bits: int, outputs: int, rows: int) -> tuple[str, float]:
-    """(kernel family, ns) of a product [rows, _K] x [_K, outputs]."""
+class _Chosen(NamedTuple):
+    """Who multiplies, and how long it takes."""
+
+    family: str
+    tier: str
+    ns: float
+
+
+def _chosen(w_bits: int, a_bits: int, outputs: int, rows: int) -> _Chosen:
+    """For a product [rows, _K] x [_K, outputs]."""
     if _machine is not None:
-        times = {family: cost.ns(rows, outputs, _K) for family, cost in _machine[w_bits, a_bits].items()}
+        tier, costs = _machine
+        times = {family: cost.ns(rows, outputs, _K) for family, cost in costs[w_bits, a_bits].items()}
         family = min(times, key=lambda each: times[each])
-        return family, times[family]
+        return _Chosen(family, tier, times[family])
     choice = planner.choose(isa.active(), w_bits, a_bits, rows, outputs, _K)
-    return choice.family, choice.ns
+    return _Chosen(choice.family, choice.tier, choice.ns)
 
 
 def product_ns(w_bits: int, a_bits: int, outputs: int, rows: int) -> float:
@@ -66,13 +76,14 @@ def product_ns(w_bits: int, a_bits: int, outputs: int, rows: int) -> float:
     outputs: of one group. rows: of the matrix product, the output pixels of a convolution.
     Raises ValueError on the tier "reference", which has nothing to choose from.
     """
-    return _chosen(w_bits, a_bits, outputs, rows)[1] / (rows * outputs * _K)
+    return _chosen(w_bits, a_bits, outputs, rows).ns / (rows * outputs * _K)
 
 
 def _block(pair: Pair, outputs: int, rows: int) -> Block:
     if _machine is None and isa.active() == "reference":
-        return block_of("reference")
-    return block_of(_chosen(*pair, outputs, rows)[0])
+        return block_of("reference", "reference")
+    chosen = _chosen(*pair, outputs, rows)
+    return block_of(chosen.family, chosen.tier)
 
 
 def relative_time(w_bits: int, a_bits: int, outputs: int, rows: int) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 from qat_nets import images, prepared_cnn, quant_layers
 from soniq_kernels import gemm, isa, packing, planner, qat
 from soniq_kernels.qat.allocation import PALETTES, Budget
-from soniq_kernels.qat.blocks import BYTES, PLANES, padded
+from soniq_kernels.qat.blocks import block_of, padded
 from soniq_kernels.qat.budget import average_bits, learned_layers
 from soniq_kernels.qat.cost import Shape, layer_cost, padded_channels, padding
 from soniq_kernels.qat.targets import bytes_of
@@ -148,22 +148,24 @@ def test_a_checkpoint_of_an_auto_network_resumes_after_freeze():
 
 
 @needs_a_table
-@pytest.mark.parametrize(("family", "block"), [("dot", BYTES), ("popcount", PLANES)])
-def test_blocks_are_those_of_the_kernels(family, block):
+@pytest.mark.parametrize("tier", FAST)
+@pytest.mark.parametrize("family", ["dot", "popcount"])
+def test_blocks_are_those_of_the_kernels(family, tier):
     """The panels that the kernels build hold what `padded` says, a segment at a time."""
-    with isa.use(FAST[-1]), planner.use(family):
+    with isa.use(tier), planner.use(family):
         sizes = {}
         for channels in (1, 31, 32, 33, 64, 65, 96, 130):
             packed = packing.pack(np.zeros((64, channels), np.uint8), packing.Plan.uniform(channels, 2, 2), 1.0)
             explanation = gemm.explain(np.zeros((128, channels), np.uint8), packed)
             if explanation.family != family:
-                pytest.skip(f"{FAST[-1]} has no {family}")
+                pytest.skip(f"{tier} has no {family}")
+            block = block_of(family, explanation.segments[0].tier)
             sizes[channels] = explanation.panel_bytes / float(padded(np.array(channels), 1, block))
         assert len(set(sizes.values())) == 1, sizes
 
 
 def test_padding_of_a_layer():
-    with isa.use(FAST[-1] if FAST else "reference"), planner.use("dot" if FAST else None):
+    with isa.use(FAST[0] if FAST else "reference"), planner.use("dot" if FAST else None):
         expected = [1.0, 0.0, 0.0, 32 / 24 - 1] if FAST else [0.0] * 4
         cases = [({(8, 8): 16}, 1), ({(8, 8): 32, (4, 4): 32}, 1), ({(8, 8): 64}, 3), ({(8, 8): 24}, 3)]
         found = [padding(pairs, Shape(width, 1, 64, 128)) for pairs, width in cases]
@@ -172,7 +174,7 @@ def test_padding_of_a_layer():
 
 @needs_a_table
 def test_whole_blocks_leave_the_least_to_pad():
-    with isa.use(FAST[-1]), planner.use("dot"):
+    with isa.use(FAST[0]), planner.use("dot"):
         model = linears(128, 128, 64, 8, target_bits=2.7)
         free = qat.freeze(linears(128, 128, 64, 8, target_bits=2.7))
         qat.freeze(model, blocks=True)
