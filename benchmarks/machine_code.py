@@ -44,14 +44,26 @@ def mnemonic(instruction: str) -> str:
     return instruction.removeprefix("{vex}").split(maxsplit=1)[0]
 
 
+OLDEST_LLVM = 17  # the first with a model of Neoverse N1
+
+
 def tools() -> dict[str, str]:
-    """The newest llvm-mca and the llvm-objdump of the same version; RuntimeError where they are not installed."""
+    """The newest llvm-mca and the llvm-objdump of the same version; RuntimeError where they are not installed, or too old to
+    know the instructions and the processors."""
     folders = sorted(Path("/usr/lib").glob("llvm-*/bin"), key=lambda p: int(re.sub(r"\D", "", p.parent.name) or 0))
     for folder in [*map(str, reversed(folders)), None]:
         found = {name: shutil.which(name, path=folder) for name in ("llvm-mca", "llvm-objdump")}
-        if all(found.values()):
+        if all(found.values()) and _major(str(found["llvm-mca"])) >= OLDEST_LLVM:
             return {name: str(path) for name, path in found.items()}
-    raise RuntimeError("not installed: llvm-mca and llvm-objdump; sudo apt install llvm (or llvm-19, if there is one)")
+    raise RuntimeError(
+        f"not installed: llvm-mca and llvm-objdump of LLVM {OLDEST_LLVM} or newer; sudo apt install llvm-19, or llvm where that is new enough"
+    )
+
+
+def _major(program: str) -> int:
+    """Of its version; 0 where that is unknown."""
+    first = version(program).split(".")[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def version(program: str) -> str:
