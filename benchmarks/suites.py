@@ -86,6 +86,15 @@ def _network_shapes() -> list[Shape]:
     return list(dict.fromkeys(layer.shape for layers in shapes.NETWORKS.values() for layer in layers))
 
 
+def _held(name: str, title: str, tier: str, how: str, environment: dict[str, str]) -> Suite:
+    """Ours on a tier that is not the best one, beside what can be held to its instructions."""
+    about = IN_BLOCKS + how + " OpenVINO, ONNX Runtime and FBGEMM know no such limit." + IN_CACHE
+    return Suite(
+        name, title, about, [*shapes.GEMM, shapes.GEMV[1]], [("int8", "oneDNN (torch)"), ("float", "FP32 (torch)")],
+        lambda _: [(w, tier) for w in shapes.WIDTHS], turn=_turns(1, 3), processes=True, environment=environment,
+    )  # fmt: skip
+
+
 SUITES = {
     suite.name: suite
     for suite in [
@@ -107,21 +116,15 @@ SUITES = {
             IN_TURN + FIRST + " A network is the sum of its layers; the best INT8 is that of each layer. What lies between layers is left out.",
             _network_shapes(), _peers("int8", "float"), _on_active_tier(shapes.NETWORK_WIDTHS),
         ),
-        Suite(
-            "avx2", "AVX2 alone: ours beside INT8 of oneDNN, one thread",
-            IN_BLOCKS + " oneDNN and torch are held to AVX2 by ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, set before they load. "
-            "OpenVINO, ONNX Runtime and FBGEMM know no such limit." + IN_CACHE,
-            [*shapes.GEMM, shapes.GEMV[1]], [("int8", "oneDNN (torch)"), ("float", "FP32 (torch)")],
-            lambda _: [(w, "avx2") for w in shapes.WIDTHS], turn=_turns(1, 3), processes=True,
-            environment={"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        _held(
+            "avx2", "AVX2 alone: ours beside INT8 of oneDNN, one thread", "avx2",
+            " oneDNN and torch are held to AVX2 by ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, set before they load.",
+            {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
         ),
-        Suite(
-            "avx512", "AVX-512 alone: ours beside INT8 of oneDNN, one thread",
-            IN_BLOCKS + " oneDNN is held to AVX-512 with VNNI by ONEDNN_MAX_CPU_ISA, set before it loads, where the processor has AMX. "
-            "OpenVINO, ONNX Runtime and FBGEMM know no such limit." + IN_CACHE,
-            [*shapes.GEMM, shapes.GEMV[1]], [("int8", "oneDNN (torch)"), ("float", "FP32 (torch)")],
-            lambda _: [(w, "avx512_vbmi") for w in shapes.WIDTHS], turn=_turns(1, 3), processes=True,
-            environment={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+        _held(
+            "avx512", "AVX-512 alone: ours beside INT8 of oneDNN, one thread", "avx512_vbmi",
+            " oneDNN is held to AVX-512 with VNNI by ONEDNN_MAX_CPU_ISA, set before it loads, where the processor has AMX.",
+            {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
         ),
         Suite(
             "threads", "One thread and all threads", IN_BLOCKS + IN_CACHE,

@@ -72,8 +72,8 @@ struct EpilogueTile {
   int shift;
   int rows, cols;
   int first_column;  // of the tile
-  const uint32_t*
-      row_terms;     // [rows]; acc = (sums << shift) + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
+  // acc = (sums << shift) + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
+  const uint32_t* row_terms;            // [rows]
   const uint32_t* const* column_terms;  // [rows] -> [outputs of the layer], by border class
 
   int32_t* acc;  // [rows][acc_ld]; if not null: the integers are the result, nothing below is read

@@ -10,11 +10,11 @@
 
 namespace soniq {
 
-// What the widest kernel of the layer works on at once. All are powers of two, so those of narrower kernels divide it.
+// What the widest kernel of the layer works on at once. All are powers of two, so those of narrower kernels divide it; a
+// segment's kernels are alike in all groups.
 int panels_of_span(const Layer& layer) {
   int panels = 1;
-  for (int g = 0; g < layer.shape().groups; ++g)
-    for (int s = 0; s < layer.segments(); ++s) panels = std::max(panels, layer.kernel(g, s).panels_together());
+  for (int s = 0; s < layer.segments(); ++s) panels = std::max(panels, layer.kernel(0, s).panels_together());
   return panels;
 }
 int spans_of_group(const Layer& layer) {
