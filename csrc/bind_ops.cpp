@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "ops.h"
 
 namespace py = pybind11;
@@ -12,10 +14,24 @@ namespace {
 // (alpha, beta, step, r_numerator, z, cmax)
 using GridTuple = std::tuple<float, float, float, float, float, float>;
 
-TensorFormat make_format(const std::vector<uint8_t>& segment_of, const std::vector<GridTuple>& tuples, float scale) {
+std::vector<ChannelGrid> grids_of(const std::vector<GridTuple>& tuples) {
   std::vector<ChannelGrid> grids;
   for (const auto& [alpha, beta, step, r, z, cmax] : tuples) grids.push_back({alpha, beta, step, r, z, cmax});
-  return TensorFormat(segment_of, grids, scale);
+  return grids;
+}
+
+TensorFormat make_format(const std::vector<uint8_t>& segment_of, const std::vector<GridTuple>& tuples, float scale) {
+  return TensorFormat(segment_of, grids_of(tuples), scale);
+}
+
+// (alpha, beta, steps, shifts, additions), the last three of each grid
+using JoinedTuple = std::tuple<float, float, std::array<float, 2>, std::array<int32_t, 2>, std::array<int32_t, 2>>;
+
+TensorFormat make_joined_format(const std::vector<uint8_t>& segment_of, const std::vector<GridTuple>& tuples,
+                                float scale, const JoinedTuple& tuple) {
+  const auto& [alpha, beta, step, shift, add] = tuple;
+  return TensorFormat(segment_of, grids_of(tuples), scale,
+                      {alpha, beta, {step[0], step[1]}, {shift[0], shift[1]}, {add[0], add[1]}});
 }
 
 CodesIn make_codes_in(const py::array& codes, const TensorFormat& format, const py::array& scales,
@@ -57,7 +73,8 @@ void run_avg_pool(const std::string& tier, const PoolTask& task, const CodesIn& 
 
 void bind_tensors(py::module_& m) {
   py::class_<TensorFormat>(m, "TensorFormat")
-      .def(py::init(&make_format), py::arg("segment_of"), py::arg("grids"), py::arg("scale"));
+      .def(py::init(&make_format), py::arg("segment_of"), py::arg("grids"), py::arg("scale"))
+      .def(py::init(&make_joined_format), py::arg("segment_of"), py::arg("grids"), py::arg("scale"), py::arg("joined"));
   py::class_<CodesIn>(m, "CodesIn")
       .def(py::init(&make_codes_in), py::arg("codes"), py::arg("format"), py::arg("scales"), py::arg("rows_per_scale"),
            py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>());

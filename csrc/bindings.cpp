@@ -31,10 +31,13 @@ Grid grid(const GridTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get
 // (weight grid, activation grid, group_start)
 using SegmentTuple = std::tuple<GridTuple, GridTuple, std::vector<int>>;
 
+// (first_channel, channels, shift, add)
+using MapTuple = std::tuple<int, int, int, int>;
+
 std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int kernel_w, int channels,
                                   const std::vector<SegmentTuple>& segments, const std::vector<py::array>& streams,
-                                  const std::string& tier, const std::vector<std::string>& families,
-                                  bool share_pixels) {
+                                  const std::string& tier, const std::vector<std::string>& families, bool share_pixels,
+                                  const std::vector<MapTuple>& joins) {
   LayerShape shape{outputs, groups, kernel_h, kernel_w, channels, {}};
   int first = 0;
   for (const auto& [w, a, group_start] : segments) {
@@ -45,8 +48,10 @@ std::unique_ptr<Layer> make_layer(int outputs, int groups, int kernel_h, int ker
   for (const py::array& s : streams) codes.push_back(pointer<const uint8_t>(s));
   std::vector<Family> chosen;
   for (const std::string& name : families) chosen.push_back(family_of(name));
+  std::vector<CodeMap> maps;
+  for (const auto& [first_channel, count, shift, add] : joins) maps.push_back({first_channel, count, shift, add});
   py::gil_scoped_release release;
-  return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier), chosen, share_pixels);
+  return std::make_unique<Layer>(std::move(shape), codes.data(), usable_tier(tier), chosen, share_pixels, maps);
 }
 
 // (first_channel, channels, r_numerator, z, cmax)
@@ -164,7 +169,8 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Layer>(m, "Layer")
       .def(py::init(&make_layer), py::arg("outputs"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
            py::arg("channels"), py::arg("segments"), py::arg("streams"), py::arg("tier"),
-           py::arg("families") = std::vector<std::string>(), py::arg("share_pixels") = false)
+           py::arg("families") = std::vector<std::string>(), py::arg("share_pixels") = false,
+           py::arg("joins") = std::vector<MapTuple>())
       .def("run", &run, py::arg("codes"), py::arg("geometry"), py::arg("output"))
       .def("run_floats", &run_floats, py::arg("quantizer"), py::arg("x"), py::arg("scales"), py::arg("geometry"),
            py::arg("output"))

@@ -190,8 +190,24 @@ bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry
   return finite;
 }
 
+// Codes are joined once, before any of the drivers; from there on they are codes of one segment.
+bool Layer::run_joined(const Input& input, const Geometry& geometry, const Output& output) const {
+  static thread_local AlignedBytes quantized, joined;
+  const int64_t pixels = int64_t(geometry.batch) * geometry.in_h * geometry.in_w, codes = pixels * shape_.channels;
+  uint8_t* const apart = input.codes ? nullptr : scratch(quantized, codes);
+  const bool finite = input.codes || quantize(tier_, *input.floats, apart);
+  uint8_t* const together = scratch(joined, codes);
+  join_codes(joins_, shape_.channels, input.codes ? input.codes : apart, pixels, together);
+  run_drivers({together, nullptr}, geometry, output);
+  return finite;
+}
+
 bool Layer::run(const Input& input, const Geometry& geometry, const Output& output) const {
   if (geometry.rows() == 0) return true;
+  return joins_.empty() ? run_drivers(input, geometry, output) : run_joined(input, geometry, output);
+}
+
+bool Layer::run_drivers(const Input& input, const Geometry& geometry, const Output& output) const {
   if (has_kernels() && !shares_pixels()) return run_panels(*this, input, geometry, output);
   if (!input.codes) return run_quantized(*this, *input.floats, geometry, output);
   if (shares_pixels()) run_image(*this, input.codes, geometry, output);

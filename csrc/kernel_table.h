@@ -48,8 +48,9 @@ struct CodeSource : CodeRows {
   const float* scale;                // [rows]
 };
 struct CodeSink : CodeRows {
-  uint8_t* codes;             // row 0
-  const float *r, *z, *cmax;  // [cols], the quantizer
+  uint8_t* codes;              // row 0
+  const float *r, *z, *cmax;   // [cols], the quantizer, whose code is written as
+  const int32_t *shift, *add;  // [cols], (code << shift) + add, or as it is where they are null
 };
 constexpr int kMaxSinks = 4;
 

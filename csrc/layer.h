@@ -11,6 +11,7 @@
 #include "depthwise.h"
 #include "dispatch.h"
 #include "format.h"
+#include "join.h"
 #include "quantize.h"
 #include "segment_kernel.h"
 #include "tensor.h"
@@ -77,8 +78,9 @@ class Layer {
   // candidates; none: those with the highest ceilings. share_pixels: a convolution without dilation along its lines and
   // without groups prepares each pixel once for all taps, unless that is mostly padding; otherwise rows are gathered, which
   // serves every geometry.
+  // joins: the shape has one segment, of codes that these maps make of the caller's.
   Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families = {},
-        bool share_pixels = false);
+        bool share_pixels = false, std::vector<CodeMap> joins = {});
 
   // False if some float is not finite; the output is written all the same.
   bool run(const Input& input, const Geometry& geometry, const Output& output) const;
@@ -92,6 +94,7 @@ class Layer {
   const Tier& kernel_tier() const { return *kernel_tier_; }  // whose kernel runs
   int64_t panel_bytes() const;
 
+  const std::vector<CodeMap>& joins() const { return joins_; }
   bool has_kernels() const { return !kernels_.empty(); }
   bool shares_pixels() const { return has_kernels() && kernel(0, 0).taps().any(); }
   const SegmentKernel& kernel(int group, int segment) const { return *kernels_[group * segments() + segment]; }
@@ -108,6 +111,8 @@ class Layer {
 
  private:
   Family choose_family();
+  bool run_drivers(const Input& input, const Geometry& geometry, const Output& output) const;
+  bool run_joined(const Input& input, const Geometry& geometry, const Output& output) const;
   std::shared_ptr<const BorderTable> make_border(const Geometry& geometry) const;
   void build_kernels(const uint8_t* const* streams, const std::vector<Family>& families, const Taps& taps);
   bool has_few_channels() const;
@@ -118,6 +123,7 @@ class Layer {
   using KnownBorder = std::pair<std::array<int, 10>, std::shared_ptr<const BorderTable>>;
 
   LayerShape shape_;
+  const std::vector<CodeMap> joins_;
   const Tier& tier_;
   const Tier* kernel_tier_;
   Family family_;

@@ -170,8 +170,8 @@ uint32_t term_of_tap(const Segment& s, int exponent, const uint8_t* codes, int c
 }  // namespace
 
 Layer::Layer(LayerShape shape, const uint8_t* const* streams, const Tier& tier, const std::vector<Family>& families,
-             bool share_pixels)
-    : shape_(std::move(shape)), tier_(tier), kernel_tier_(&tier), family_(choose_family()) {
+             bool share_pixels, std::vector<CodeMap> joins)
+    : shape_(std::move(shape)), joins_(std::move(joins)), tier_(tier), kernel_tier_(&tier), family_(choose_family()) {
   if (family_ == Family::depthwise) depthwise_ = std::make_unique<DepthwiseWeights>(shape_, streams, *kernel_tier_);
   if (family_ == Family::dot) {
     share_pixels &= shape_.groups == 1 && shape_.taps() > 1;

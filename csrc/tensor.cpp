@@ -21,6 +21,22 @@ TensorFormat::TensorFormat(const std::vector<uint8_t>& segment_of, const std::ve
   for (int c = 0; c < channels; ++c) second[c / 64] |= uint64_t(segment_of[c]) << (c % 64);
 }
 
+TensorFormat::TensorFormat(const std::vector<uint8_t>& segment_of, const std::vector<ChannelGrid>& grids, float scale,
+                           const JoinedFormat& joined)
+    : TensorFormat(segment_of, grids, scale) {
+  low_channels = channels;
+  second.clear();
+  for (int c = 0; c < channels; ++c) {
+    const int s = segment_of[c];
+    position[c] = c;
+    alpha[c] = joined.alpha;
+    beta[c] = joined.beta;
+    step[c] = joined.step[s];
+    shift.push_back(joined.shift[s]);
+    add.push_back(joined.add[s]);
+  }
+}
+
 namespace {
 
 template <class T>
@@ -44,7 +60,9 @@ CodeSink TensorFormat::sink(uint8_t* row, int first) const {
           row,
           r.data() + first,
           z.data() + first,
-          cmax.data() + first};
+          cmax.data() + first,
+          shift.empty() ? nullptr : shift.data() + first,
+          add.empty() ? nullptr : add.data() + first};
 }
 
 }  // namespace soniq

@@ -93,12 +93,14 @@ def two_families(tier: str) -> list[tuple[tuple[str, str], tuple[tuple[int, int]
 
 def force(monkeypatch, family_of: dict[tuple[int, int], str]) -> None:
     """A family for each pair of widths."""
-    choose = planner.choose
 
-    def forced(tier, w_bits, a_bits, rows, n, k, taps=1):
-        return dataclasses.replace(choose(tier, w_bits, a_bits, rows, n, k, taps), family=family_of[w_bits, a_bits])
+    def forced(tier, widths, rows, n, k, taps=1, joined=None):
+        return tuple(
+            dataclasses.replace(planner.choose(tier, *pair, rows, n, k_s, taps), family=family_of[pair])
+            for pair, k_s in zip(widths, k, strict=True)
+        )
 
-    monkeypatch.setattr(planner, "choose", forced)
+    monkeypatch.setattr(planner, "choose_segments", forced)
 
 
 def test_two_segments_of_two_families(tier, monkeypatch):

@@ -81,24 +81,37 @@ struct Run {
     });
   }
 
-  [[gnu::always_inline]] void quantized(const Run& r, const Run& z, const Run& cmax, uint8_t* to) const {
-    F codes[Count];
+  [[gnu::always_inline]] void quantized(const Run& r, const Run& z, const Run& cmax, Ints<F> (&codes)[Count]) const {
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) {
       const F sum = y[i] * r.y[i] + z.y[i];
-      codes[i] = less_of(greater_of(sum, all<F>(0)), cmax.y[i]);  // NaN becomes 0
+      codes[i] = cut(less_of(greater_of(sum, all<F>(0)), cmax.y[i]));  // NaN becomes 0
     }
-    store_codes(to, codes, Count);
   }
 };
 
 // What the columns of a run need stays in registers for all its rows: a store of codes might change any float in memory, for all
 // that the compiler knows.
 template <class Run>
-struct RunQuantizer {
-  Run r, z, cmax;
+struct RunQuantizer;
+template <class F, int Count>
+struct RunQuantizer<Run<F, Count>> {
+  Run<F, Count> r, z, cmax;
+  const int32_t *shift, *add;  // of the first column, or null
   [[gnu::always_inline]] void load(const CodeSink& s, int column) {
     r.load(s.r + column), z.load(s.z + column), cmax.load(s.cmax + column);
+    shift = s.shift ? s.shift + column : nullptr, add = s.add + (s.shift ? column : 0);
+  }
+  [[gnu::always_inline]] void store(const Run<F, Count>& y, uint8_t* to) const {
+    Ints<F> codes[Count];
+    y.quantized(r, z, cmax, codes);
+    if (shift)
+#pragma GCC unroll 8
+      for (int i = 0; i < Count; ++i) {
+        const int at = i * Shape<F>::lanes;
+        codes[i] = (codes[i] << load_as<Ints<F>>(shift + at)) + load_as<Ints<F>>(add + at);
+      }
+    store_codes(to, codes, Count);
   }
 };
 constexpr int kLoadedSinks = 2;
@@ -189,7 +202,7 @@ class BlockWriter {
   template <class Run>
   [[gnu::always_inline]] void quantize(const RunQuantizer<Run>& q, int sink, int line, int column,
                                        const Run& run) const {
-    run.quantized(q.r, q.z, q.cmax, codes_[sink] + line * stride_[sink] + column);
+    q.store(run, codes_[sink] + line * stride_[sink] + column);
   }
 
   float* y_;

@@ -68,7 +68,10 @@ inline float greater_of(float a, float b) { return a > b ? a : b; }
 inline float less_of(float a, float b) { return a < b ? a : b; }
 inline float where_greater(float a, float b, float yes, float no) { return a > b ? yes : no; }
 
+inline int32_t cut(float v) { return int32_t(v); }
+
 inline Floats to_floats(Integers v) { return __builtin_convertvector(v, Floats); }
+inline Integers cut(Floats v) { return __builtin_convertvector(v, Integers); }
 #if defined(__AVX512F__)
 inline Floats greater_of(Floats a, Floats b) { return Floats(_mm512_max_ps(__m512(a), __m512(b))); }
 inline Floats less_of(Floats a, Floats b) { return Floats(_mm512_min_ps(__m512(a), __m512(b))); }
@@ -105,17 +108,17 @@ template <>
 #endif
 }
 
-// Floats that are 0 to 255, cut to codes: `count` registers of them.
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const float* v, int count) {
-  for (int i = 0; i < count; ++i) to[i] = uint8_t(int32_t(v[i]));
+// Integers that are 0 to 255 as bytes: `count` registers of them.
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const int32_t* v, int count) {
+  for (int i = 0; i < count; ++i) to[i] = uint8_t(v[i]);
 }
 #if defined(__AVX512F__)
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Floats* v, int count) {
-  for (int i = 0; i < count; ++i) store_as(to + 16 * i, _mm512_cvtusepi32_epi8(_mm512_cvttps_epi32(__m512(v[i]))));
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Integers* v, int count) {
+  for (int i = 0; i < count; ++i) store_as(to + 16 * i, _mm512_cvtusepi32_epi8(__m512i(v[i])));
 }
 #elif defined(__AVX2__)
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Floats* v, int count) {
-  const auto integers = [&](int i) { return _mm256_cvttps_epi32(__m256(v[i])); };
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Integers* v, int count) {
+  const auto integers = [&](int i) { return __m256i(v[i]); };
   int i = 0;
   for (; i + 4 <= count; i += 4) {  // packs work inside 128-bit lanes: dwords 0, 4, 1, 5, 2, 6, 3, 7
     const __m256i low = _mm256_packs_epi32(integers(i), integers(i + 1));
@@ -130,8 +133,8 @@ template <>
   }
 }
 #elif defined(__aarch64__)
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Floats* v, int count) {
-  const auto words = [&](int i) { return vmovn_u32(vcvtq_u32_f32(float32x4_t(v[i]))); };
+[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Integers* v, int count) {
+  const auto words = [&](int i) { return vmovn_u32(uint32x4_t(v[i])); };
   int i = 0;
   for (; i + 2 <= count; i += 2) vst1_u8(to + 4 * i, vmovn_u16(vcombine_u16(words(i), words(i + 1))));
   for (; i < count; ++i) {

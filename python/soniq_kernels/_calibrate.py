@@ -99,9 +99,9 @@ def _sweep(tier: str, w_bits: int, a_bits: int, measured: Measured, effort: Effo
     }  # fmt: skip
     _keep_least(measured.calls, _fastest(calls, effort))
     for family in families:
-        layer, pack_seconds = layers[family, OUTPUTS[-1], K[128]]
-        measured.columns[family] = layer.tile[1]
-        _keep_least(measured.packing, {family: pack_seconds * 1e9})
+        built = layers[family, OUTPUTS[-1], K[128]]
+        measured.columns[family] = built.layer.tile[1]
+        _keep_least(measured.packing, {family: built.pack_seconds * 1e9})
 
 
 def _read_rate(tier: str, size: int, effort: Effort) -> float:
@@ -161,7 +161,7 @@ def _build(tier: str, family: str, n: int, k: int, w_bits: int, a_bits: int) -> 
     codes = np.random.default_rng(n).integers(0, 2**w_bits, n * k, np.uint8)
     began = time.perf_counter()
     layer = _core.Layer(n, 1, 1, 1, k, [(*grids, [0, k])], [codes], tier, [family])
-    return BuiltLayer(layer, time.perf_counter() - began)
+    return BuiltLayer(layer, time.perf_counter() - began, (family,))
 
 
 def _call(layer: _core.Layer, rows: int, n: int, k: int, a_bits: int) -> Callable[[], object]:

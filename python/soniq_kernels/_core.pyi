@@ -35,7 +35,13 @@ _ChannelGrid = tuple[float, float, float, float, float, float]
 class TensorFormat:
     """Where channels are stored, what their codes mean, how floats become them."""
 
-    def __init__(self, segment_of: list[int], grids: Sequence[_ChannelGrid], scale: float) -> None: ...
+    def __init__(
+        self,
+        segment_of: list[int],
+        grids: Sequence[_ChannelGrid],
+        scale: float,
+        joined: tuple[float, float, Sequence[float], Sequence[int], Sequence[int]] = ...,
+    ) -> None: ...
 
 class CodesIn:
     """Codes to read; keeps its arrays alive, a copy in another object does not."""
@@ -107,6 +113,7 @@ class Layer:
         tier: str,
         families: list[str] = ...,
         share_pixels: bool = ...,
+        joins: list[tuple[int, int, int, int]] = ...,
     ) -> None: ...
     def run(self, codes: NDArray[np.uint8], geometry: Geometry, output: Output) -> None: ...
     def run_floats(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _arrays, _core
+from soniq_kernels._joined import JoinedActivations
 from soniq_kernels.activations import (
     MAX_SCALE,
     MIN_SCALE,
@@ -32,7 +33,7 @@ class Explanation:
     """Which kernel runs, and why.
 
     Attributes:
-        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "lut", "lut5", "lut6", "depthwise" or
+        isa: the active tier. kernel_isa: the tier whose kernel serves it. family: "dot", "popcount", "lut", "lut5", "lut6", "joined", "depthwise" or
         "reference". kernel: "isa.family.variant". Two segments of different kernels are joined by " + ". tile: (rows, columns) of the inner loop. panel_bytes: of the built weights.
         threads: at most this many. reason: one sentence a segment. pack_seconds: what building the panels took, once.
         segments: the planner's choice for each of them, with the estimates of all families; empty where there is one way only.
@@ -70,13 +71,13 @@ def explain_rows(x: Any, packed: PackedWeights, rows: int, dilation: int = 1) ->
     """The explanation of a call with so many output rows; `dilation` along the lines of an image."""
     if isinstance(x, Activations):
         _require_same_plan(x, packed)
-    layer, pack_seconds = packed.built(rows, dilation)
-    choices, kernels = packed.choices(rows, dilation), list(dict.fromkeys(layer.kernels))
+    built, choices = packed.built(rows, dilation), packed.choices(rows, dilation)
+    layer, kernels = built.layer, list(dict.fromkeys(built.kernels))
     tiers, families = (" + ".join(dict.fromkeys(k[i] for k in kernels)) for i in (0, 1))
     why = [c.reason for c in choices] + [_reason(layer.tier, tier, family) for tier, family, _ in kernels]
     return Explanation(
         _core.active_tier(), tiers, families, " + ".join(".".join(filter(None, k)) for k in kernels), layer.tile,
-        layer.panel_bytes, _core.get_num_threads(), "; ".join(dict.fromkeys(why)), pack_seconds, choices,
+        layer.panel_bytes, _core.get_num_threads(), "; ".join(dict.fromkeys(why)), built.pack_seconds, choices,
     )  # fmt: skip
 
 
@@ -87,6 +88,7 @@ _WHAT = {
     "lut": "lut looks up exact sums of activations by four weight bits at a time",
     "lut5": "lut5 looks up exact sums of activations by five weight bits at a time",
     "lut6": "lut6 looks up exact sums of activations by six weight bits at a time",
+    "joined": "both segments are one of wider codes, which dot multiplies",
     "depthwise": "one output per input channel, so lanes are channels",
 }
 
@@ -158,7 +160,9 @@ class Call:
         self._keep: list[Any] = []
 
     def run(self, geometry: _core.Geometry) -> None:
-        x, layer = self.x, self.packed.layer(self.rows, geometry.dilation_w)
+        x, dilation = self.x, geometry.dilation_w
+        joined = isinstance(x, JoinedActivations)
+        layer = self.packed.joined(dilation).layer if joined else self.packed.layer(self.rows, dilation)
         if isinstance(x, Activations):
             layer.run(x.stored, geometry, self.output)
             return
@@ -209,7 +213,7 @@ class Call:
 def codes_in(x: Activations, rows: int) -> _core.CodesIn:
     """`x` as the core reads it in an operation on `rows` rows."""
     one = np.float32(x.scale if x.scale.ndim == 0 else 1)  # values are read with `scales`
-    return _core.CodesIn(x.stored, x.plan.tensor_format(one), x.scale, max(1, rows // max(1, x.scale.size)))
+    return _core.CodesIn(x.stored, x.tensor_format(one), x.scale, max(1, rows // max(1, x.scale.size)))
 
 
 def new_tensors(shape: tuple[int, ...], outs: list[Codes | None]) -> list[Any]:
@@ -220,7 +224,7 @@ def new_tensors(shape: tuple[int, ...], outs: list[Codes | None]) -> list[Any]:
 
 def results_in(tensors: list[Any]) -> _core.Results:
     """How the core fills these tensors; only one of them may be float32."""
-    sinks = [(t.stored, t.plan.tensor_format(np.float32(t.scale))) for t in tensors if isinstance(t, Activations)]
+    sinks = [(t.stored, t.tensor_format(np.float32(t.scale))) for t in tensors if isinstance(t, Activations)]
     floats = [t for t in tensors if not isinstance(t, Activations)]
     return _core.Results(floats[0] if floats else None, sinks)
 

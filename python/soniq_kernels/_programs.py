@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from soniq_kernels import _core, conv, gemm, ops
-from soniq_kernels._layers import Call, codes_in, explain_rows, prepare, results_in
+from soniq_kernels import _core, conv, ops
+from soniq_kernels._joined import JoinedActivations
+from soniq_kernels._joined_tensors import joined_tensors
+from soniq_kernels._layers import Call, codes_in, explain_rows, operand, prepare, results_in
 from soniq_kernels._network_checks import in_words
 from soniq_kernels.activations import Activations, refuse_not_finite
 from soniq_kernels.tensors import Codes
@@ -37,6 +39,7 @@ class Step(NamedTuple):
     shape: Shape  # of its first result
     products: int  # multiplications of codes, 0 where there is no layer
     packed: PackedWeights | None
+    reads_joined: bool = False
 
 
 class Program:
@@ -51,6 +54,8 @@ class Program:
         self._net = net
         self._shapes: dict[str, Shape] = dict(zip(net.inputs, shapes, strict=True))
         geometry = [self._infer(i, node) for i, node in enumerate(net.nodes)]
+        places = {id(node): place for node, place in zip(net.nodes, geometry, strict=True)}
+        self._joined = joined_tensors(net, self._shapes, lambda node: self._joining_cost(node, places[id(node)]))
         self._places, self.nbytes = _places(net, self._shapes)
         self._block = np.empty(self.nbytes + ALIGNMENT, np.uint8)
         self._base = -self._block.ctypes.data % ALIGNMENT
@@ -85,8 +90,10 @@ class Program:
             raw = self._block[begin : begin + _bytes(shape, codes)]
             if codes is None:
                 self._tensors[name] = raw.view(np.float32).reshape(shape)
+            elif name in self._joined:
+                self._tensors[name] = JoinedActivations(raw.reshape(shape), *codes, self._joined[name])
             else:
-                self._tensors[name] = Activations(raw.reshape(shape), codes.plan, codes.scale)
+                self._tensors[name] = Activations(raw.reshape(shape), *codes)
         return self._tensors[name]
 
     # ---- shapes ----------------------------------------------------------------------------------------------------
@@ -107,16 +114,20 @@ class Program:
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{in_words(index, node)}: {error}") from None
 
+    def _joining_cost(self, node: Node, geometry: _core.Geometry) -> float | None:
+        rows = math.prod(self._shapes[node.outputs[0]][:-1])
+        return self._net.layers[node.layer or ""].joining_cost(rows, geometry.dilation_w)
+
     # ---- calls -----------------------------------------------------------------------------------------------------
     def _build(self, geometry: Sequence[Any]) -> None:
         """The layers' panels, the largest first: the others fit into the memory that it needed on the way."""
         layers = [
-            (step.packed, _rows(step), place)
+            (step.packed, step, place)
             for step, place in zip(self.steps, geometry, strict=True)
             if step.packed is not None
         ]
-        for packed, rows, place in sorted(layers, key=lambda each: -each[0].nbytes):
-            packed.layer(rows, place.dilation_w)
+        for packed, step, place in sorted(layers, key=lambda each: -each[0].nbytes):
+            packed.joined(place.dilation_w) if step.reads_joined else packed.layer(_rows(step), place.dilation_w)
 
     def _bind(self, index: int, node: Node, geometry: Any) -> Step:
         x, y = [self._tensor(name) for name in node.inputs], [self._tensor(name) for name in node.outputs]
@@ -128,14 +139,14 @@ class Program:
         residual = None if node.residual is None else self._tensor(node.residual)
 
         def ready() -> Call:
-            call = Call(gemm.operand(x[0], packed, check_finite=True), packed, shape)
+            call = Call(operand(x[0], packed, check_finite=True), packed, shape)
             prepare(call, residual, node.activation, y, check_finite=False)
             return call
 
         if not isinstance(x[0], Activations):  # its scales may depend on what it holds
             return Step(node, lambda: ready().run(geometry), shape, products, packed)
         call = ready()
-        return Step(node, lambda: call.run(geometry), shape, products, packed)
+        return Step(node, lambda: call.run(geometry), shape, products, packed, isinstance(x[0], JoinedActivations))
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------------------
@@ -314,7 +325,11 @@ def _copy(tensor: Any) -> Any:
 
 def kernels_of(step: Step) -> str:
     """Which kernels a step runs, in words."""
-    return "" if step.packed is None else explain_rows(None, step.packed, _rows(step)).kernel
+    if step.packed is None:
+        return ""
+    if step.reads_joined:
+        return ".".join(step.packed.joined().kernels[0])
+    return explain_rows(None, step.packed, _rows(step)).kernel
 
 
 def ceiling_of(step: Step) -> float | None:
@@ -323,8 +338,10 @@ def ceiling_of(step: Step) -> float | None:
         return None
     k, cycles = step.packed.k_of_segments(), 0.0
     for segment, choice, k_s in zip(step.packed.plan.segments, choices, k, strict=True):
-        rates = {f: rate for f, _, rate, _ in _core.candidates(_core.active_tier(), segment.w.bits, segment.a.bits)}
-        cycles += k_s / rates[choice.family]
+        joined = step.packed.joined_grids if step.reads_joined or choice.family == "joined" else None
+        widths = joined.widths if joined else (segment.w.bits, segment.a.bits)
+        rates = {f: rate for f, _, rate, _ in _core.candidates(_core.active_tier(), *widths)}
+        cycles += k_s / rates["dot" if joined else choice.family]
     return sum(k) / cycles
 
 

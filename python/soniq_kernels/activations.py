@@ -49,6 +49,10 @@ class Activations:
     def shape(self) -> tuple[int, ...]:
         return self.stored.shape
 
+    def tensor_format(self, scale: np.float32) -> _core.TensorFormat:
+        """How the core reads and writes these codes, with one scale."""
+        return self.plan.tensor_format(scale)
+
     def codes(self) -> NDArray[np.uint8]:
         """uint8, `shape`, in the original channel order."""
         return self.stored if self.plan.in_order else self.stored[..., self.plan.position]

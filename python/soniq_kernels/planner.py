@@ -2,6 +2,8 @@
 
     time = M * K * (prepare / taps + N / products_per_ns)          taps: that share a prepared pixel, 1 in a GEMM
 
+Two segments can also be "joined": one product by dot, of wider codes (_joined.py).
+
 `soniq calibrate` measures the table on a machine; `SONIQ_FAMILY=lut` or `planner.use("lut")` forces a family. The result
 is the same whatever is chosen.
 """
@@ -9,15 +11,20 @@ is the same whatever is chosen.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from soniq_kernels import _arrays, _core, _costs
 from soniq_kernels._costs import ROWS, Cost, Table, rows_class
 
-__all__ = ["FAMILIES", "ROWS", "Choice", "choose", "reload", "rows_class", "table", "use"]
+__all__ = ["FAMILIES", "ROWS", "Choice", "choose", "choose_segments", "reload", "rows_class", "table", "use"]
 
-FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6")
+FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6", "joined")
 NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
+JOIN_NS = 0.08  # of a code that a call joins, in a pass over all of them
+SECOND_NS = (
+    0.5  # of a sum that a second segment adds to, over the products: it comes back from the cache and goes there again
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,61 @@ def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float, tap
     candidates = _core.candidates(tier, w, a)
     if not candidates:
         raise ValueError(f"the tier {tier} has no kernel families to choose from; take another one of isa.available()")
+    times, source, measured = _times(tier, w, a, candidates, rows, n, k, taps)
+    estimates = dict(sorted(times.items(), key=lambda item: (item[1], FAMILIES.index(item[0]))))
+    family, why = _decide(estimates)
+    reason = f"{family} for W{w}A{a}{why} at M = {rows}, N = {n}, K = {k:g} ({source})"
+    return Choice(family, {f: t for f, t, *_ in candidates}[family], estimates, measured, reason)
+
+
+def choose_segments(
+    tier: str,
+    widths: Sequence[tuple[int, int]],
+    rows: int,
+    n: int,
+    k: Sequence[float],
+    taps: int = 1,
+    joined: tuple[int, int] | None = None,
+) -> tuple[Choice, ...]:
+    """`choose` for each segment of a layer, or all joined where that takes less time.
+
+    Args:
+        widths, k: (w_bits, a_bits) and K of each segment. joined: the widths of all in one, None if there are none.
+    """
+    apart = tuple(choose(tier, w, a, rows, n, k_s, taps) for (w, a), k_s in zip(widths, k, strict=True))
+    if joined is None:
+        return apart
+    candidates = [candidate for candidate in _core.candidates(tier, *joined) if candidate[0] == "dot"]
+    times, source, _ = _times(tier, *joined, candidates, rows, n, sum(k), taps)
+    choices = [_with_joined(c, times["dot"] * k_s / sum(k)) for c, k_s in zip(apart, k, strict=True)]
+    more = joining_ns(choices, rows, n) + JOIN_NS * rows * sum(k) / taps
+    forced = settings.forced == "joined"
+    if not forced and (more >= 0 or settings.forced is not None):
+        return tuple(choices)
+    how = f", forced by {settings.source}: {_in_words(more)} more" if forced else f": {_in_words(-more)} less"
+    reason = (
+        f"joined as one segment of W{joined[0]}A{joined[1]}{how} than {' + '.join(c.family for c in apart)} "
+        f"at M = {rows}, N = {n}, K = {sum(k):g} ({source})"
+    )
+    return tuple(replace(c, family="joined", tier=candidates[0][1], reason=reason) for c in choices)
+
+
+def joining_ns(choices: Sequence[Choice], rows: int, n: int) -> float:
+    """What the products of codes that are joined already take more than those of two segments; negative where it is less."""
+    together = sum(c.estimates["joined"] for c in choices)
+    apart = sum(min(ns for family, ns in c.estimates.items() if family != "joined") for c in choices)
+    return together - apart - SECOND_NS * rows * n
+
+
+def _with_joined(choice: Choice, ns: float) -> Choice:
+    """`choice` with the estimate of its part of a joined product."""
+    return replace(choice, estimates=dict(sorted({**choice.estimates, "joined": ns}.items(), key=lambda item: item[1])))
+
+
+def _times(
+    tier: str, w: int, a: int, candidates: list[tuple[str, str, int, float]], rows: int, n: int, k: float, taps: int
+) -> tuple[dict[str, float], str, bool]:
+    """({family: ns}, where the numbers are from, whether they were measured)."""
     found = _costs_of(tier, w, a, [family for family, *_ in candidates])
     if found is None:
         times = {f: rows * k * (prepare / taps + n / rate) / NOMINAL_GHZ for f, _, rate, prepare in candidates}
@@ -118,10 +180,7 @@ def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float, tap
     else:
         times, source = {family: found[0][family].ns(rows, n, k, taps) for family, *_ in candidates}, found[1]
     times = {family: _from_afar_ns(family, ns, n * k * w / 8) for family, ns in times.items()}
-    estimates = dict(sorted(times.items(), key=lambda item: (item[1], FAMILIES.index(item[0]))))
-    family, why = _decide(estimates)
-    reason = f"{family} for W{w}A{a}{why} at M = {rows}, N = {n}, K = {k:g} ({source})"
-    return Choice(family, {f: t for f, t, *_ in candidates}[family], estimates, found is not None, reason)
+    return times, source, found is not None
 
 
 def _from_afar_ns(family: str, ns: float, weight_bytes: float) -> float:

@@ -261,15 +261,17 @@ class Plan:
         ]
         return _core.Quantizer(self.channels, [] if self.in_order else self.permutation.tolist(), segments)
 
-    def tensor_format(self, scale: np.float32) -> _core.TensorFormat:
-        """How the core reads and writes codes of this tensor with this scale; made once for each scale."""
-        formats: dict[np.float32, _core.TensorFormat] = self.__dict__.setdefault("_formats", {})
-        if scale not in formats:
+    def tensor_format(self, scale: np.float32, *joined: Any) -> _core.TensorFormat:
+        """How the core reads and writes codes of this tensor with this scale; made once for each scale. joined: the grid of both
+        segments (_joined.py)."""
+        formats: dict[Any, _core.TensorFormat] = self.__dict__.setdefault("_formats", {})
+        key = (scale, *joined)
+        if key not in formats:
             if len(formats) >= _MAX_FORMATS:
                 formats.clear()
             grids = [(s.a.alpha, s.a.beta, 2.0**s.a.exponent, s.a.r_numerator, s.a.z, s.a.cmax) for s in self.segments]
-            formats[scale] = _core.TensorFormat(self.segment_of().tolist(), grids, float(scale))
-        return formats[scale]
+            formats[key] = _core.TensorFormat(self.segment_of().tolist(), grids, float(scale), *joined)
+        return formats[key]
 
     @property
     def in_order(self) -> bool:

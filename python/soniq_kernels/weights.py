@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soniq_kernels import _arrays, _core, planner
+from soniq_kernels._joined import JoinedGrids, join_streams, joined_grids
 from soniq_kernels.activations import MAX_SCALE, MIN_SCALE, PER_ROW, check_largest_codes
 from soniq_kernels.plans import Grid, Plan
 
 MAX_ACC = 2**31 - 1
 MANY_ROWS = planner.ROWS[-1]
+JOINED = ("joined", "joined")
 
 
 class BuiltLayer(NamedTuple):
-    """A layer of the core, and how long its panels took to build."""
+    """A layer of the core, how long its panels took to build, and the families asked for."""
 
     layer: _core.Layer
     pack_seconds: float
+    families: tuple[str, ...]
+
+    @property
+    def kernels(self) -> list[tuple[str, str, str]]:
+        """(tier, family, form) of each segment."""
+        if "joined" not in self.families:
+            return self.layer.kernels
+        return [(tier, "joined", form) for tier, _, form in self.layer.kernels] * len(self.families)
 
 
 class PackedWeights:
@@ -61,9 +72,8 @@ class PackedWeights:
         self.post_bias = post_bias
         self.scales_at_bits = scales_at_bits or {}
         self.biases_at_bits = biases_at_bits or {}
-        self._layers: dict[
-            tuple[str, tuple[str, ...], bool], BuiltLayer
-        ] = {}  # by tier, families and whether pixels are shared
+        # By tier, families, whether pixels are shared, and whether it reads joined codes.
+        self._layers: dict[tuple[str, tuple[str, ...], bool, bool], BuiltLayer] = {}
         self._again: Callable[[], PackedWeights | None] | None = None
         self._planned: dict[tuple[str, int, bool], _core.Layer] = {}  # by tier and class of rows
         self._settings: object = planner.settings  # what the plans were made under
@@ -245,36 +255,74 @@ class PackedWeights:
         taps = math.prod(self.kernel_size) if self._shares_pixels(dilation) else 1
         if not _core.candidates(tier, 8, 8) or self._is_depthwise():
             return ()
-        wanted = tuple(
-            planner.choose(tier, s.w.bits, s.a.bits, rows, n, k_s, taps)
-            for s, k_s in zip(self.plan.segments, k, strict=True)
-        )
+        grids = self.joined_grids
+        widths = [(s.w.bits, s.a.bits) for s in self.plan.segments]
+        wanted = planner.choose_segments(tier, widths, rows, n, k, taps, grids.widths if grids else None)
         kept = self._kept(tier)
         if self.planes is not None or self._again is not None or not kept or tuple(c.family for c in wanted) in kept:
             return wanted
         best = min(kept, key=lambda families: sum(c.estimates[f] for c, f in zip(wanted, families, strict=True)))
-        kernels = next(b for (t, f, _), b in self._layers.items() if (t, f) == (tier, best)).layer.kernels
+        kernels = next(b for (t, f, *_), b in self._layers.items() if (t, f) == (tier, best)).kernels
         return tuple(c.kept(family, kernel) for c, (kernel, family, _) in zip(wanted, kernels, strict=True))
 
-    def built_of(self, tier: str, families: tuple[str, ...], share_pixels: bool = False) -> BuiltLayer:
+    @cached_property
+    def joined_grids(self) -> JoinedGrids | None:
+        """The grids of both segments as one; None where they are not to be had. Groups have their channels in two places."""
+        return joined_grids(self.plan) if self.groups == 1 else None
+
+    def joined(self, dilation: int = 1) -> BuiltLayer:
+        """The active tier's layer that reads `JoinedActivations`."""
+        return self.built_of(_core.active_tier(), JOINED, self._shares_pixels(dilation), True)
+
+    def joining_cost(self, rows: int, dilation: int = 1) -> float | None:
+        """Nanoseconds that a layer takes more (less, if negative) with joined codes than with two segments; None if it cannot,
+        or another family is forced."""
+        can_be_built = self.planes is not None or self._again is not None
+        if self.joined_grids is None or not can_be_built or planner.settings.forced not in (None, "joined"):
+            return None
+        choices = self.choices(rows, dilation)
+        if not choices:
+            return None
+        forced = planner.settings.forced is not None
+        return -math.inf if forced else planner.joining_ns(choices, rows, self.out_channels)
+
+    def built_of(
+        self, tier: str, families: tuple[str, ...], share_pixels: bool = False, reads_joined: bool = False
+    ) -> BuiltLayer:
         """The layer of a tier with these kernel families, one a segment, built at its first use; () if it has one way."""
-        key = tier, families, share_pixels
+        key = tier, families, share_pixels, reads_joined
         if key not in self._layers:
             planes = self._portable("this dilation" if self._kept(tier) else f"the tier {tier}")
             began = time.perf_counter()
-            segments = [_segment_tuple(self.plan, i, self.groups) for i in range(len(self.plan.segments))]
-            layer = _core.Layer(
-                self.out_channels, self.groups, *self.kernel_size, self.plan.channels, segments,
-                _unpack_streams(self, planes), tier, list(families), share_pixels,
-            )  # fmt: skip
-            self._layers[key] = BuiltLayer(layer, time.perf_counter() - began)
+            streams = _unpack_streams(self, planes)
+            shape = self.out_channels, self.groups, *self.kernel_size, self.plan.channels
+            if families == JOINED:
+                segments, streams, joins = self._as_one_segment(streams, reads_joined)
+                layer = _core.Layer(*shape, segments, streams, tier, ["dot"], share_pixels, joins)
+            else:
+                segments = [_segment_tuple(self.plan, i, self.groups) for i in range(len(self.plan.segments))]
+                layer = _core.Layer(*shape, segments, streams, tier, list(families), share_pixels)
+            self._layers[key] = BuiltLayer(layer, time.perf_counter() - began, families)
             if self._again is not None:
                 self.planes = None
         return self._layers[key]
 
+    def _as_one_segment(
+        self, streams: list[NDArray[np.uint8]], reads_joined: bool
+    ) -> tuple[list[Any], list[NDArray[np.uint8]], list[tuple[int, int, int, int]]]:
+        """The one segment of a joined layer, its codes, and the maps that join a tensor's: (first channel, channels, shift, add)."""
+        grids = self.joined_grids
+        assert grids is not None
+        segment = grids.w.core, grids.a.core, [0, self.plan.channels]
+        stream = join_streams(streams, grids.w, self.shape)
+        if reads_joined:  # in the original order
+            return [segment], [np.ascontiguousarray(stream[:, self.plan.position]).ravel()], []
+        parts = zip(self.plan.first_channels, self.plan.segments, grids.a.maps, strict=True)
+        return [segment], [stream.ravel()], [(first, s.channels, *code_map) for first, s, code_map in parts]
+
     def _kept(self, tier: str) -> list[tuple[str, ...]]:
-        """The families of a tier whose panels are there."""
-        return [families for built_tier, families, _ in list(self._layers) if built_tier == tier]
+        """The families of a tier whose panels are there, for codes in stored order."""
+        return [families for built_tier, families, _, joined in list(self._layers) if built_tier == tier and not joined]
 
     def _is_depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.plan.channels == self.out_channels

@@ -30,6 +30,7 @@
 #include "cpu.h"
 #include "emulate_avxvnni.h"
 #include "guard_pages.h"
+#include "join_cases.h"
 #include "layer.h"
 #include "ops.h"
 #include "quantize.h"
@@ -101,6 +102,7 @@ class Reader {
 struct Tensor {
   Bytes codes;
   std::shared_ptr<const TensorFormat> format;
+  std::shared_ptr<const JoinedSink> joined;  // of two segments
   Floats scales;
   int rows_per_scale = 1;
 
@@ -115,9 +117,23 @@ struct Expected {
   Floats y;
   std::vector<Tensor> codes;
 
-  // Runs `operation` on guarded memory and compares all that it wrote.
+  // Runs `operation` on guarded memory and compares all that it wrote; once more with joined codes, where they can be.
   template <class Operation>
   void check(size_t size, const std::string& what, Report& report, Operation&& operation) const {
+    check_once(size, what, report, operation);
+    Expected joined{y, codes};
+    bool any = false;
+    for (Tensor& t : joined.codes) {
+      if (!t.joined) continue;
+      any = true;
+      t.codes = t.joined->expected(t.codes, t.format->position);
+      t.format = t.joined->format;
+    }
+    if (any) joined.check_once(size, what + ", joined", report, operation);
+  }
+
+  template <class Operation>
+  void check_once(size_t size, const std::string& what, Report& report, Operation&& operation) const {
     Results results;
     Guarded<float> floats(y.empty() ? 0 : size);
     if (!y.empty()) results.y = floats.data();
@@ -172,20 +188,22 @@ void read_segments(Reader& in, LayerCase& c) {
   }
 }
 
-std::shared_ptr<const TensorFormat> read_format(Reader& in) {
-  const Bytes segment_of = in.array<uint8_t>();
+void read_format(Reader& in, Tensor& t) {
+  const Bytes bytes = in.array<uint8_t>();
+  const std::vector<uint8_t> segment_of(bytes.begin(), bytes.end());
   std::vector<ChannelGrid> grids(in.integer());
   for (ChannelGrid& g : grids)
     for (float* field : {&g.alpha, &g.beta, &g.step, &g.r_numerator, &g.z, &g.cmax}) *field = in.real();
-  return std::make_shared<const TensorFormat>(std::vector<uint8_t>(segment_of.begin(), segment_of.end()), grids,
-                                              in.real());
+  const float scale = in.real();
+  t.format = std::make_shared<const TensorFormat>(segment_of, grids, scale);
+  if (grids.size() == 2) t.joined = std::make_shared<const JoinedSink>(segment_of, grids, scale);
 }
 
 Tensor read_tensor(Reader& in) {
   Tensor t;
   t.codes = in.array<uint8_t>();
   if (t.codes.empty()) return t;
-  t.format = read_format(in);
+  read_format(in, t);
   t.scales = in.array<float>();
   t.rows_per_scale = in.integer();
   return t;
@@ -196,7 +214,7 @@ Expected read_expected(Reader& in) {
   e.y = in.array<float>();
   for (int sinks = in.integer(); sinks > 0; --sinks) {
     Tensor t;
-    t.format = read_format(in);
+    read_format(in, t);
     t.codes = in.array<uint8_t>();
     e.codes.push_back(t);
   }
@@ -327,6 +345,19 @@ void check_shared_pixels(const LayerCase& c, const uint8_t* const* streams, cons
   check_layer_of(c, layer, report);
 }
 
+// The same with both segments as one, where that can be.
+void check_joined(const LayerCase& c, const Tier& tier, Report& report) {
+  const std::optional<JoinedLayer> joined = join_layer(c.shape, c.streams);
+  if (!joined || candidates(tier, 8, 8).empty()) return;
+  const uint8_t* const stream = joined->stream.data();
+  for (const bool share : {false, true}) {
+    report.add("joined");
+    check_layer_of(c, Layer(joined->shape, &stream, tier, {Family::dot}, share, joined->maps), report);
+    report.forget();
+    if (c.shape.taps() == 1 || c.geometry.dilation_w > 1) return;
+  }
+}
+
 // With the fastest families, and with one of the other plans: they take turns.
 void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
   std::vector<const uint8_t*> streams;
@@ -340,6 +371,7 @@ void check_layer(const LayerCase& c, const Tier& tier, Report& report) {
     check_shared_pixels(c, streams.data(), tier, plan, report);
     report.forget();
   }
+  check_joined(c, tier, report);
 }
 
 // ---- quantize ----------------------------------------------------------------------------------------------------------

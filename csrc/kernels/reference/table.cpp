@@ -64,7 +64,9 @@ void write_one(const TileResults& to, int m, int n, float y) {
   if (to.y) to.y[m * to.ld + n] = y;
   for (int i = 0; i < to.sinks; ++i) {
     const CodeSink& s = to.sink[i];
-    s.codes[int64_t(m) * s.channels + s.position[s.first + n]] = quantize_one(y, s.r[n], s.z[n], s.cmax[n]);
+    const uint8_t code = quantize_one(y, s.r[n], s.z[n], s.cmax[n]);
+    s.codes[int64_t(m) * s.channels + s.position[s.first + n]] =
+        s.shift ? uint8_t((code << s.shift[n]) + s.add[n]) : code;
   }
 }
 
