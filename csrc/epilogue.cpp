@@ -23,14 +23,16 @@ TileEpilogue::TileEpilogue(const Layer& layer, const Output& output, const Geome
 
 namespace {
 
-// Which of the scales is row m0's, then the next row's, without dividing.
+// Which of the scales is row m0's, and how many of the next rows'.
 class RowsOfScale {
  public:
   RowsOfScale(int64_t m0, int64_t rows_per_scale)
       : rows_(rows_per_scale), at_(m0 / rows_per_scale), left_(rows_per_scale - m0 % rows_per_scale) {}
-  int64_t next() {
+  int64_t left() const { return left_; }
+  // And so many rows on, not more than are left.
+  int64_t next(int64_t rows) {
     const int64_t at = at_;
-    if (--left_ == 0) ++at_, left_ = rows_;
+    if ((left_ -= rows) == 0) ++at_, left_ = rows_;
     return at;
   }
 
@@ -49,17 +51,28 @@ void TileEpilogue::take_rows(int64_t m0, int rows) {
   column_terms_.assign(rows, border_ ? border_->terms.data() : no_terms_.data());
   row_scale_.resize(rows);
   residual_scale_.resize(output_.residual_codes.codes ? rows : 0);
-  OutputPosition p = output_position(geometry_, m0);
+  if (border_ && !one_class) take_borders(m0, rows);
+  if (output_.acc) return;
   const CodesIn& residual = output_.residual_codes;
   RowsOfScale scale(m0, output_.rows_per_scale), residual_scale(m0, residual.rows_per_scale);
+  for (int i = 0, of_scale; i < rows; i += of_scale) {
+    of_scale = int(std::min<int64_t>(rows - i, scale.left()));
+    std::fill_n(row_scale_.begin() + i, of_scale, output_.activation_scale[scale.next(of_scale)] * output_.unit);
+  }
+  for (int i = 0, of_scale; residual.codes && i < rows; i += of_scale) {
+    of_scale = int(std::min<int64_t>(rows - i, residual_scale.left()));
+    std::fill_n(residual_scale_.begin() + i, of_scale, residual.scales[residual_scale.next(of_scale)]);
+  }
+}
+
+void TileEpilogue::take_borders(int64_t m0, int rows) {
+  OutputPosition p = output_position(geometry_, m0);
+  const int outputs = layer_.shape().outputs;
+  const uint32_t* of_line = nullptr;
   for (int i = 0; i < rows; ++i, advance(geometry_, p)) {
-    if (border_ && !one_class) {
-      const int64_t border_class = int64_t(border_->row_class[p.oh]) * border_->col_classes + border_->col_class[p.ow];
-      column_terms_[i] = border_->terms.data() + border_class * layer_.shape().outputs;
-    }
-    if (output_.acc) continue;
-    row_scale_[i] = output_.activation_scale[scale.next()] * output_.unit;
-    if (residual.codes) residual_scale_[i] = residual.scales[residual_scale.next()];
+    if (i == 0 || p.ow == 0)
+      of_line = border_->terms.data() + int64_t(border_->row_class[p.oh]) * border_->col_classes * outputs;
+    column_terms_[i] = of_line + int64_t(border_->col_class[p.ow]) * outputs;
   }
 }
 

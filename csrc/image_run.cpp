@@ -93,7 +93,7 @@ class ImageRun {
   void prepare(int image, int first_oh, int count) {
     static thread_local AlignedBytes prepared[kMaxSegments];
     const int lines = lines_read(count), first = first_oh * g_.stride_h - g_.pad_top;
-    pixel_terms_.assign(size_t(lines) * pixels_, 0);
+    line_terms_.assign(size_t(lines) * g_.out_w, 0);
     for (int s = 0; s < layer_.segments(); ++s) {
       if (lines_[s].channels == 0) continue;
       lines_[s].part_stride = lines * lines_[s].line_bytes + kPixelSlack;
@@ -110,7 +110,7 @@ class ImageRun {
     if (taps_.tall || in_image(h)) {
       fill_padded_line(lines_[s], image, h);
       const uint8_t* const padded = lines_[s].padded.data();
-      add_pixel_terms(lines_[s], padded, pixel_terms_.data() + int64_t(line) * pixels_);
+      add_line_terms(lines_[s], padded, line_terms_.data() + int64_t(line) * g_.out_w);
       kernel.prepare_pixels(padded, pixels_, g_.stride_w, out, lines_[s].part_stride);
     } else {
       for (int part = 0; part < kernel.prepared_parts(); ++part, out += lines_[s].part_stride)
@@ -141,46 +141,74 @@ class ImageRun {
     return codes_ + (int64_t(image) * g_.in_h + h) * g_.in_w * layer_.shape().channels + lines.first_channel;
   }
 
-  // Row by row of the kernel. Some bytes at once where those behind the channels are of rows that are written later.
-  void copy_columns(const Lines& lines, int image, int h, int count, uint8_t* to) const {
-    const int size = taps_.h * lines.channels, step = layer_.shape().channels, to_step = lines.codes;
-    for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h, to += lines.channels) {
-      const uint8_t* const row = in_image(h) ? line_of(lines, image, h) : zeros_.data();
-      if (lines.channels > kFewChannels) {
-        for (int pixel = 0; pixel < count; ++pixel)
-          copy_codes(to + int64_t(pixel) * to_step, row + int64_t(pixel) * step, lines.channels);
-        continue;
-      }
-      const int left = size - i * lines.channels, least = lines.channels <= 4 ? 4 : 8;
-      const int wide = left >= least ? least : 0;
-      // The last pixels are copied by themselves: nothing is read past the line.
-      const int pixels = wide ? std::max(0, count - (wide - 1) / step - 1) : 0;
-      if (wide == 4) copy_spread<4>(row, step, to, to_step, pixels);
-      if (wide == 8) copy_spread<8>(row, step, to, to_step, pixels);
-      for (int c = 0; c < lines.channels; ++c)
-        copy_spread<1>(row + pixels * step + c, step, to + int64_t(pixels) * to_step + c, to_step, count - pixels);
-    }
+  // Column by column, some bytes at once where those behind a row's channels are written later: they are the next row's, or the
+  // next column's. The last columns are copied by themselves, so that nothing is read or written past the line.
+  void copy_columns(const Lines& lines, int image, int h, int count, uint8_t* to) {
+    rows_.clear();
+    for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h)
+      rows_.push_back(in_image(h) ? line_of(lines, image, h) : zeros_.data());
+    const int step = layer_.shape().channels, channels = lines.channels, wide = channels <= 4 ? 4 : 8;
+    const bool reaches_two = wide - channels > taps_.h * channels;
+    const int last = channels > wide || reaches_two ? 0 : std::max(0, count - (wide - 1) / step - 1);
+    if (wide == 4) copy_columns_of<4>(last, channels, step, lines.codes, to);
+    if (wide == 8) copy_columns_of<8>(last, channels, step, lines.codes, to);
+    for (int pixel = last; pixel < count; ++pixel)
+      for (int i = 0; i < taps_.h; ++i)
+        copy_codes(to + int64_t(pixel) * lines.codes + i * channels, rows_[i] + int64_t(pixel) * step, channels);
   }
   template <int Bytes>
-  static void copy_spread(const uint8_t* from, int64_t step, uint8_t* to, int64_t to_step, int count) {
-#pragma GCC unroll 4
-    for (; count > 0; --count, from += step, to += to_step) std::memcpy(to, from, Bytes);
+  void copy_columns_of(int count, int channels, int64_t step, int64_t to_step, uint8_t* to) const {
+    switch (taps_.h) {
+      case 3: return copy_columns_of<Bytes, 3>(count, channels, step, to_step, to);
+      case 5: return copy_columns_of<Bytes, 5>(count, channels, step, to_step, to);
+      case 7: return copy_columns_of<Bytes, 7>(count, channels, step, to_step, to);
+      default: return copy_columns_of<Bytes, 0>(count, channels, step, to_step, to);
+    }
+  }
+  template <int Bytes, int Height>
+  void copy_columns_of(int count, int channels, int64_t step, int64_t to_step, uint8_t* to) const {
+    const int height = Height ? Height : taps_.h;
+    const uint8_t* rows[Height ? Height : 1];
+    for (int i = 0; i < Height; ++i) rows[i] = rows_[i];
+    const uint8_t* const* from = Height ? rows : rows_.data();
+    for (int64_t at = 0; count > 0; --count, at += step, to += to_step)
+#pragma GCC unroll 8
+      for (int i = 0; i < height; ++i) std::memcpy(to + i * channels, from[i] + at, Bytes);
   }
 
-  // Of the codes of a pixel; of columns, at each pixel that a position begins at, those of all columns that it reads.
-  void add_pixel_terms(const Lines& lines, const uint8_t* padded, uint32_t* terms) {
+  // Of the codes that each position of a line reads: of its columns, which are one run, or of its pixels, which others read too.
+  void add_line_terms(const Lines& lines, const uint8_t* padded, uint32_t* terms) {
     if (lines.factor == 0) return;
+    const int step = g_.stride_w, taps = taps_.tall ? 1 : taps_.w, sums = taps_.tall ? g_.out_w : pixels_;
+    pixel_sums_.resize(sums);
+    if (taps_.tall)
+      sum_codes(padded, taps_.w * lines.codes, step * lines.codes, lines.factor);
+    else
+      sum_codes(padded, lines.codes, lines.codes, lines.factor);
+    const int apart = taps_.tall ? 1 : step;
+    for (int kw = 0; kw < taps; ++kw) add_apart(pixel_sums_.data() + kw, apart, g_.out_w, terms);
+  }
+
+  // factor * the sum of `codes` codes, for as many runs as there are pixel_sums_.
+  void sum_codes(const uint8_t* run, int codes, int64_t run_stride, uint32_t factor) {
     const Tier& tier = tier_with(layer_.tier(), &KernelTable::sum_bytes);
-    const int step = taps_.tall ? g_.stride_w : 1, codes = taps_.tall ? taps_.w * lines.codes : lines.codes;
-    const int vector = codes / 8 * 8, end = taps_.tall ? (g_.out_w - 1) * step + 1 : pixels_;
-    for (int pixel = 0; pixel < end; pixel += step, padded += step * lines.codes) {
+    const int vector = codes / 8 * 8;
+    for (uint32_t& result : pixel_sums_) {
       uint32_t sum = 0;
       for (int k = 0; k < vector; k += kBlock)
-        sum += uint32_t(tier.table->sum_bytes(padded + k, std::min(kBlock, vector - k)));
-      for (int k = vector; k < codes; ++k) sum += padded[k];
-      terms[pixel] += lines.factor * sum;
+        sum += uint32_t(tier.table->sum_bytes(run + k, std::min(kBlock, vector - k)));
+      for (int k = vector; k < codes; ++k) sum += run[k];
+      result = factor * sum;
+      run += run_stride;
     }
     tier.counters.sum_bytes.add(1);
+  }
+
+  static void add_apart(const uint32_t* from, int apart, int count, uint32_t* to) {
+    if (apart == 1)
+      for (int i = 0; i < count; ++i) to[i] += from[i];
+    else
+      for (int i = 0; i < count; ++i) to[i] += from[i * apart];
   }
 
   // ---- products ----------------------------------------------------------------------------------------------------
@@ -223,12 +251,8 @@ class ImageRun {
     row_terms_.assign(size_t(lines) * width, 0);
     uint32_t* term = row_terms_.data();
     for (int i = line; i < line + lines; ++i, term += width)
-      for (int kh = 0; kh < taps_.lines(); ++kh) {
-        const uint32_t* pixels =
-            pixel_terms_.data() + (int64_t(i) * stride_h_ + kh * dilation_h_) * pixels_ + ow * g_.stride_w;
-        for (int kw = 0; kw < (taps_.tall ? 1 : taps_.w); ++kw)
-          for (int j = 0; j < width; ++j) term[j] += pixels[kw + j * g_.stride_w];
-      }
+      for (int kh = 0; kh < taps_.lines(); ++kh)
+        add_apart(line_terms_.data() + (int64_t(i) * stride_h_ + kh * dilation_h_) * g_.out_w + ow, 1, width, term);
   }
 
   const Layer& layer_;
@@ -241,8 +265,9 @@ class ImageRun {
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];
-  std::vector<uint8_t> zeros_;  // a line of the padding
-  std::vector<uint32_t> pixel_terms_, row_terms_;
+  std::vector<uint8_t> zeros_;         // a line of the padding
+  std::vector<const uint8_t*> rows_;  // of a column
+  std::vector<uint32_t> pixel_sums_, line_terms_, row_terms_;
 };
 
 }  // namespace

@@ -189,6 +189,7 @@ class TileEpilogue {
 
  private:
   void take_rows(int64_t m0, int rows);
+  void take_borders(int64_t m0, int rows);
   void values(EpilogueTile& tile, int64_t m0, int n0) const;
 
   const Layer& layer_;

@@ -91,15 +91,44 @@ void combine(const Tier& asked, const CombineTask& task) {
   tier.counters.combine.add(task.rows > 0);
 }
 
+namespace {
+
+// Where a window's taps are along one axis: [first, second).
+std::pair<int, int> valid_taps(int begin, int taps, int size) {
+  return {std::max(begin, 0), std::min(begin + taps, size)};
+}
+
+// The largest codes of the lines that a line of windows reads, then of neighbouring pixels of those.
+void max_pool_line(const Tier& tier, const PoolTask& task, const uint8_t* image, int oh, std::vector<uint8_t>& tallest,
+                   uint8_t* out) {
+  const Geometry& g = task.geometry;
+  const int64_t line_bytes = int64_t(g.in_w) * task.channels;
+  std::vector<const uint8_t*> taps;
+  const auto [top, bottom] = valid_taps(oh * g.stride_h - g.pad_top, task.kernel_h, g.in_h);
+  for (int h = top; h < bottom; ++h) taps.push_back(image + h * line_bytes);
+  tier.table->max_codes(taps.data(), int(taps.size()), line_bytes, tallest.data());
+  for (int ow = 0; ow < g.out_w; ++ow, out += task.channels) {
+    taps.clear();
+    const auto [left, right] = valid_taps(ow * g.stride_w - g.pad_left, task.kernel_w, g.in_w);
+    for (int w = left; w < right; ++w) taps.push_back(tallest.data() + int64_t(w) * task.channels);
+    tier.table->max_codes(taps.data(), int(taps.size()), task.channels, out);
+  }
+}
+
+}  // namespace
+
 void max_pool(const Tier& asked, const PoolTask& task, const uint8_t* codes, uint8_t* out) {
   const Tier& tier = tier_with(asked, &KernelTable::max_codes);
-  parallel(threads_of_pool(task), [&](int share, int shares) {
-    const Range mine = share_of(task.geometry.rows(), 1, share, shares);
-    for_each_window(task, codes, mine, [&](int64_t row, const std::vector<const uint8_t*>& taps) {
-      tier.table->max_codes(taps.data(), int(taps.size()), task.channels, out + row * task.channels);
-    });
+  const Geometry& g = task.geometry;
+  const int64_t lines = int64_t(g.batch) * g.out_h, image_bytes = int64_t(g.in_h) * g.in_w * task.channels;
+  parallel(std::min<int64_t>(threads_of_pool(task), std::max<int64_t>(1, lines)), [&](int share, int shares) {
+    const Range mine = share_of(lines, 1, share, shares);
+    std::vector<uint8_t> tallest(size_t(g.in_w) * task.channels);
+    for (int64_t line = mine.begin; line < mine.end; ++line)
+      max_pool_line(tier, task, codes + line / g.out_h * image_bytes, int(line % g.out_h), tallest,
+                    out + line * g.out_w * task.channels);
   });
-  tier.counters.max_codes.add(task.geometry.rows());
+  tier.counters.max_codes.add(g.rows());
 }
 
 void avg_pool(const Tier& asked, const PoolTask& task, const CodesIn& x, const Results& results) {
