@@ -225,12 +225,12 @@ void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Famil
 // prepared once for every row of the kernel instead.
 bool Layer::has_few_channels() const { return shape_.channels <= kFewChannels; }
 
-// Few channels in pixels that are padded to a register, say: products with zeros cost more than gathering does. Also before
-// there are kernels.
+// Few channels in pixels that are padded to a register, say: products with zeros, which gathered rows have less of, cost more
+// than gathering does. Also before there are kernels.
 bool Layer::mostly_padding() const {
-  int64_t k = 0, k_padded = 0;
-  for (const auto& kernel : kernels_) k += kernel->k(), k_padded += kernel->k_padded();
-  return kernels_.empty() || k_padded * 3 > k * 4;
+  int64_t gathered = 0, k_padded = 0;
+  for (const auto& kernel : kernels_) gathered += kernel->k_gathered(), k_padded += kernel->k_padded();
+  return kernels_.empty() || k_padded * 3 > gathered * 4;
 }
 
 void Layer::copy_streams(const uint8_t* const* streams) {

@@ -122,6 +122,7 @@ class SegmentKernel {
   const Tier& tier() const { return tier_; }
   int k() const { return k_; }
   int k_padded() const { return k_padded_; }
+  int k_gathered() const { return (k_ + shape_.unit - 1) / shape_.unit * shape_.unit; }  // of rows without pixels
   int columns() const { return shape_.columns; }
   int panel_columns() const { return shape_.panel; }
   int panels_together() const { return bricks_together_ * shape_.columns / shape_.panel; }

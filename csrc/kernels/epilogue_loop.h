@@ -97,7 +97,7 @@ struct RunQuantizer;
 template <class F, int Count>
 struct RunQuantizer<Run<F, Count>> {
   Run<F, Count> r, z, cmax;
-  const int32_t *shift, *add;  // of the first column, or null
+  const int32_t *shift = nullptr, *add = nullptr;  // of the first column
   [[gnu::always_inline]] void load(const CodeSink& s, int column) {
     r.load(s.r + column), z.load(s.z + column), cmax.load(s.cmax + column);
     shift = s.shift ? s.shift + column : nullptr, add = s.add + (s.shift ? column : 0);
@@ -136,7 +136,8 @@ struct RunSource {
   }
 };
 
-// Calls work(run, panel, first column) for columns [begin, end), in runs that stay inside a panel.
+// Calls work(run, panel, first column) for columns [begin, end), in runs that stay inside a panel. The last whole register of a panel
+// may overlap the one before it: its columns come out the same twice.
 template <class Work>
 [[gnu::always_inline]] inline void for_each_run(int panel_cols, int begin, int end, Work&& work) {
   int panel = begin / panel_cols;
@@ -144,6 +145,11 @@ template <class Work>
     const int panel_end = min_of(end, (panel + 1) * panel_cols);
     for (; panel_end - first >= kRun; first += kRun) work(Run<Floats, kRun / kLanes>{}, panel, first);
     for (; panel_end - first >= kLanes; first += kLanes) work(Run<Floats, 1>{}, panel, first);
+    const int panel_begin = begin > panel * panel_cols ? begin : panel * panel_cols;
+    if (first < panel_end && panel_end - panel_begin >= kLanes) {
+      work(Run<Floats, 1>{}, panel, panel_end - kLanes);
+      first = panel_end;
+    }
     for (; first < panel_end; ++first) work(Run<float, 1>{}, panel, first);
   }
 }
