@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import random
 import shlex
 import statistics
 import sys
@@ -39,6 +40,7 @@ class Widths(NamedTuple):
     average: float
 
 
+WARM_CALLS, COUNTED_CALLS = 2, 3  # of a turn
 WIDTHS = {
     "1x1": Widths((1, 1), 1.0),
     "{1,4}, 80 % low": Widths((1, 4), 1.6),
@@ -58,7 +60,7 @@ TORCH_INT8 = "oneDNN INT8 (torch)"
 
 @dataclass
 class Entry:
-    """Who takes part, and the seconds of each turn."""
+    """Who takes part, and the seconds of each counted call."""
 
     name: str
     kind: str
@@ -140,12 +142,23 @@ def measure(name: str, batch: int, threads: int, rounds: int, left_out: list[str
     images = np.random.default_rng(0).random((batch, *shape), dtype=np.float32)
     console.print(f"{name}, batch {batch}, {threads} threads: packing and checking")
     found = entries(name, images, threads, left_out)
+    order = random.Random(0)
     for _ in track(range(rounds), description="turns", console=console, transient=True):
-        for entry in found:
-            began = time.perf_counter()
-            entry.call()
-            entry.seconds.append(time.perf_counter() - began)
+        for entry in order.sample(found, len(found)):
+            entry.seconds += _turn(entry.call)
     return _rows(found, name, batch, threads)
+
+
+def _turn(call: Call) -> list[float]:
+    """Seconds of some calls, behind some that bring the network back into the caches, as in a program that runs one network."""
+    for _ in range(WARM_CALLS):
+        call()
+    times = []
+    for _ in range(COUNTED_CALLS):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return times
 
 
 def _rows(found: list[Entry], name: str, batch: int, threads: int) -> list[dict[str, Any]]:
@@ -232,7 +245,8 @@ def _page(result: dict[str, Any]) -> list[str]:
 
 ABOUT = (
     "Float32 images in, float32 logits out, random weights, the same for everybody; first and last layers of ours have 8 bits. "
-    "Everybody takes turns of one call in one process; figures are medians. A target at avx2 is over torch's INT8."
+    f"Everybody takes turns in one process, in another order every round: {WARM_CALLS} calls to get warm, {COUNTED_CALLS} that count. "
+    "Figures are medians. A target at avx2 is over torch's INT8."
 )
 
 
