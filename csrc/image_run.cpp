@@ -265,7 +265,7 @@ class ImageRun {
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];
-  std::vector<uint8_t> zeros_;         // a line of the padding
+  std::vector<uint8_t> zeros_;        // a line of the padding
   std::vector<const uint8_t*> rows_;  // of a column
   std::vector<uint32_t> pixel_sums_, line_terms_, row_terms_;
 };
