@@ -171,9 +171,12 @@ class ImageRun {
     const uint8_t* rows[Height ? Height : 1];
     for (int i = 0; i < Height; ++i) rows[i] = rows_[i];
     const uint8_t* const* from = Height ? rows : rows_.data();
-    for (int64_t at = 0; count > 0; --count, at += step, to += to_step)
+    for (int64_t at = 0; count > 0; --count, at += step, to += to_step) {
 #pragma GCC unroll 8
       for (int i = 0; i < height; ++i) std::memcpy(to + i * channels, from[i] + at, Bytes);
+      // What a pixel is padded with stays 0: sums of codes count it.
+      if (to_step > height * channels) std::memset(to + height * channels, 0, size_t(Bytes - channels));
+    }
   }
 
   // Of the codes that each position of a line reads: of its columns, which are one run, or of its pixels, which others read too.

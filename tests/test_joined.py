@@ -12,6 +12,7 @@ import oracle
 from oracle import Epilogue, Grid, Layout
 from soniq_kernels import conv, gemm, isa, network, packing, planner
 from soniq_kernels._joined import joined_grids
+from soniq_kernels.activations import Activations
 from soniq_kernels.network import Network, Node
 from soniq_kernels.tensors import Codes
 
@@ -256,6 +257,35 @@ def test_the_profile_names_the_kernel_that_runs(tier, rng):
     with isa.use(tier), planner.use("joined"):
         kernels = [row.kernel.split(".")[1] for row in net.explain(x).rows if row.kernel]
         assert kernels == ["dot", "joined", "joined", "joined", "joined"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_layers_read_joined_codes(tier, rng, stride):
+    """Each group is a channel of one segment or the other; a convolution reads the same tensor."""
+    layers = {
+        "first": layer(rng, IMAGE, (40, 1, 1, 3)),
+        "deep": layer(rng, MIXED, (40, 3, 3, 1)),
+        "one": layer(rng, MIXED, (8, 40)),
+    }
+    image, mixed = Codes(cases.package_plan(IMAGE), F32(1)), Codes(cases.package_plan(MIXED), F32(0.5))
+    tensors = {"x": image, "a": mixed, "b": mixed, "y": None, "z": None}
+    nodes = [
+        Node("conv2d", ("x",), ("a",), layer="first"),
+        Node("conv2d", ("a",), ("b",), layer="deep", padding=1, stride=stride, activation="relu6"),
+        Node("conv2d", ("b",), ("y",), layer="one"),
+        Node("conv2d", ("a",), ("z",), layer="one"),
+    ]
+    net = Network(nodes, layers, tensors, outputs=("y", "z"))
+    images = cases.x_codes(rng, (2, 7, 9, 3), IMAGE)
+    with isa.use("reference"):
+        expected = net(images)
+    with isa.use(tier), planner.use("joined"):
+        found = net(images)
+        assert joined_names(net, Activations.from_codes(images, *image)) == {"a", "b"}
+        assert "depthwise" in net.explain(images).rows[1].kernel
+    for got, right in zip(found, expected, strict=True):
+        cases.assert_same_bits(got, right)
 
 
 @pytest.mark.parametrize("tier", TIERS)

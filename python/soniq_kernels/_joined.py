@@ -93,13 +93,17 @@ def _join(grids: list[Grid], shifted: int, by: int) -> JoinedGrid | None:
 
 
 def join_streams(streams: list[NDArray[np.uint8]], grid: JoinedGrid, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """uint8 codes of one segment, [output and tap, channel in stored order], from those of two."""
-    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    """uint8 codes of one segment, [output and tap, channel in stored order], from those of two.
+
+    Of depthwise weights, [C, kh, kw, 1], outputs are channels: [channel in stored order, tap].
+    """
     parts = [
-        (stream.reshape(rows, -1) << np.uint8(shift)) + np.uint8(add)
-        for stream, (shift, add) in zip(streams, grid.maps, strict=True)
+        (stream << np.uint8(shift)) + np.uint8(add) for stream, (shift, add) in zip(streams, grid.maps, strict=True)
     ]
-    return np.concatenate(parts, axis=1)
+    if shape[-1] == 1:
+        return np.concatenate(parts).reshape(shape[0], -1)
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    return np.concatenate([part.reshape(rows, -1) for part in parts], axis=1)
 
 
 class JoinedActivations(Activations):

@@ -32,7 +32,7 @@ class BuiltLayer(NamedTuple):
     @property
     def kernels(self) -> list[tuple[str, str, str]]:
         """(tier, family, form) of each segment."""
-        if "joined" not in self.families:
+        if "joined" not in self.families or self.layer.kernels[0][1] == "depthwise":
             return self.layer.kernels
         return [(tier, "joined", form) for tier, _, form in self.layer.kernels] * len(self.families)
 
@@ -267,8 +267,9 @@ class PackedWeights:
 
     @cached_property
     def joined_grids(self) -> JoinedGrids | None:
-        """The grids of both segments as one; None where they are not to be had. Groups have their channels in two places."""
-        return joined_grids(self.plan) if self.groups == 1 else None
+        """The grids of both segments as one; None where they are not to be had. Groups have their channels in two places, but for
+        those of one channel."""
+        return joined_grids(self.plan) if self.groups == 1 or self._is_depthwise() else None
 
     def joined(self, dilation: int = 1) -> BuiltLayer:
         """The active tier's layer that reads `JoinedActivations`."""
@@ -281,10 +282,11 @@ class PackedWeights:
         if self.joined_grids is None or not can_be_built or planner.settings.forced not in (None, "joined"):
             return None
         choices = self.choices(rows, dilation)
-        if not choices:
+        if not choices and not (self._is_depthwise() and _core.candidates(_core.active_tier(), 8, 8)):
             return None
-        forced = planner.settings.forced is not None
-        return -math.inf if forced else planner.joining_ns(choices, rows, self.out_channels)
+        if planner.settings.forced is not None:
+            return -math.inf
+        return planner.joining_ns(choices, rows, self.out_channels) if choices else 0.0
 
     def built_of(
         self, tier: str, families: tuple[str, ...], share_pixels: bool = False, reads_joined: bool = False
@@ -313,10 +315,12 @@ class PackedWeights:
         """The one segment of a joined layer, its codes, and the maps that join a tensor's: (first channel, channels, shift, add)."""
         grids = self.joined_grids
         assert grids is not None
-        segment = grids.w.core, grids.a.core, [0, self.plan.channels]
+        starts = np.linspace(0, self.plan.channels, self.groups + 1, dtype=int).tolist()
+        segment = grids.w.core, grids.a.core, starts
         stream = join_streams(streams, grids.w, self.shape)
         if reads_joined:  # in the original order
-            return [segment], [np.ascontiguousarray(stream[:, self.plan.position]).ravel()], []
+            ordered = stream[self.plan.position] if self._is_depthwise() else stream[:, self.plan.position]
+            return [segment], [np.ascontiguousarray(ordered).ravel()], []
         parts = zip(self.plan.first_channels, self.plan.segments, grids.a.maps, strict=True)
         return [segment], [stream.ravel()], [(first, s.channels, *code_map) for first, s, code_map in parts]
 
