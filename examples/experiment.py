@@ -60,14 +60,15 @@ class Recipe:
     """One row of the table.
 
     palette, a_palette: of the weights and of the activations; None: the same. target: average bits of the inner layers'
-    weights. edges: bits of the first and the last layer. blocks: channel counts that leave the kernels the least to pad.
+    weights. edges: bits of the first and the last layer; None: learned like those of the others, and part of the target.
+    blocks: channel counts that leave the kernels the least to pad.
     """
 
     family: str
     palette: tuple[int, int] = (32, 32)
     target: float = 32.0
     a_palette: tuple[int, int] | None = None
-    edges: int = 8
+    edges: int | None = 8
     blocks: bool = False
 
 
@@ -87,8 +88,9 @@ class Data(Task, Protocol):
 class Experiment:
     """One network on one task.
 
-    factory: "module:function" that makes the float network. epochs: noise, exact, folded (at a tenth of the rate).
-    batch: of the proof. bits_rate: of the precisions. goals: (goal, what was found) of the runs that are there.
+    factory: "module:function" that makes the float network. epochs: noise, exact, folded (at a tenth of the rate; 0 where
+    no batch norm needs it). one_cycle: noise and exact share one cycle of the learning rate, else each has its own. batch: of
+    the proof. bits_rate: of the precisions. goals: (goal, what was found) of the runs that are there.
     """
 
     store: Store
@@ -98,6 +100,7 @@ class Experiment:
     measure: str
     teacher_epochs: int
     epochs: tuple[int, int, int]
+    one_cycle: bool = False
     teacher_rate: float = 5e-3
     rate: float = 3e-3
     bits_rate: float = 5e-2
@@ -110,7 +113,8 @@ class Experiment:
             return self
         if count < 3:
             raise SystemExit(f"got --epochs {count}, expected 3 at least: noise, exact and folded")
-        noise = folded = max(1, count // 6)
+        noise = max(1, count // 6)
+        folded = noise if self.epochs[2] else 0
         store = replace(self.store, name=f"{self.store.name}_{count}_epochs")
         return replace(self, store=store, epochs=(noise, count - noise - folded, folded))
 
@@ -118,16 +122,18 @@ class Experiment:
 
     def stages(self, recipe: Recipe) -> list[Stage]:
         noise, exact, folded = self.epochs
-        last = Stage("folded", folded, partial(self._groups, part=0.1), qat.fix_batch_norm)
         if recipe.family == "fp32":
             return [Stage("float", sum(self.epochs), partial(_float_groups, rate=self.rate))]
         if recipe.family in ("soniq", "tied"):
-            return [
+            freeze = partial(qat.freeze, blocks=recipe.blocks)
+            found = [
                 Stage("noise", noise, self._groups),
-                Stage("exact", exact, self._groups, partial(qat.freeze, blocks=recipe.blocks)),
-                last,
+                Stage("exact", exact, self._groups, freeze, joins=self.one_cycle),
             ]
-        return [Stage("exact", noise + exact, self._groups, partial(_allocate, family=recipe.family)), last]
+        else:
+            found = [Stage("exact", noise + exact, self._groups, partial(_allocate, family=recipe.family))]
+        last = Stage("folded", folded, partial(self._groups, part=0.1), qat.fix_batch_norm)
+        return [*found, last] if folded else found
 
     def _groups(self, model: nn.Module, part: float = 1.0) -> list[dict[str, Any]]:
         return qat.param_groups(model, lr=part * self.rate, weight_decay=WEIGHT_DECAY, bits_lr=self.bits_rate)

@@ -36,7 +36,7 @@ RECIPES = {  # the most important first
     "uniform-1": Recipe("uniform", (1, 1), 1),
     "soniq-1.5": Recipe("soniq", (1, 4), 1.5, (4, 4)),
     "uniform-4": Recipe("uniform", (4, 4), 4),
-    "soniq-4": Recipe("soniq", (3, 5), 4, (5, 5)),
+    "soniq-4": Recipe("soniq", (3, 5), 4, (8, 8)),
     "soniq-1.25": Recipe("soniq", (1, 3), 1.25, (4, 4)),
     "uniform-3": Recipe("uniform", (3, 3), 3),
     "soniq-3": Recipe("soniq", (1, 5), 3, (4, 4)),

@@ -129,12 +129,14 @@ class Stage:
     """So many epochs in one cycle of the learning rate (up in a quarter of the steps, then down to nothing).
 
     groups: of the optimizer, made of the model as it is then. enter: what happens to the model before the first step.
+    joins: goes on with the optimizer and in the cycle of the stage before.
     """
 
     name: str
     epochs: int
     groups: Callable[[nn.Module], list[dict[str, Any]]]
     enter: Callable[[nn.Module], object] | None = None
+    joins: bool = False
 
 
 @dataclass
@@ -154,24 +156,33 @@ def train(model: nn.Module, stages: Sequence[Stage], task: Task, checkpoint: Pat
     Raises FloatingPointError where the loss is not finite.
     """
     done, resumed = load(model, checkpoint)
+    optimizer = schedule = None
     for index, stage in enumerate(stages):
         if index < done.stage:
             continue
         if done.epochs == 0 and stage.enter is not None:
             stage.enter(model)
-        optimizer = torch.optim.AdamW(stage.groups(model), fused=True)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, rates, total_steps=stage.epochs * task.steps, pct_start=0.25
-        )
-        if done.epochs:
-            optimizer.load_state_dict(resumed["optimizer"])
-            schedule.load_state_dict(resumed["schedule"])
+        if optimizer is None or not stage.joins:
+            optimizer = torch.optim.AdamW(stage.groups(model), fused=True)
+            rates = [group["lr"] for group in optimizer.param_groups]
+            steps = _epochs_of_cycle(stages, index) * task.steps
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.25)
+            if done.epochs:
+                optimizer.load_state_dict(resumed["optimizer"])
+                schedule.load_state_dict(resumed["schedule"])
         while done.epochs < stage.epochs:
             _epoch(model, stage, task, optimizer, schedule, done, label)
             _save(model, optimizer, schedule, done, checkpoint)
         done.stage, done.epochs = index + 1, 0
     return done
+
+
+def _epochs_of_cycle(stages: Sequence[Stage], index: int) -> int:
+    """Of the stage and all that share its cycle of the learning rate."""
+    starts = [i for i, stage in enumerate(stages) if i == 0 or not stage.joins]
+    first = max(i for i in starts if i <= index)
+    end = min((i for i in starts if i > index), default=len(stages))
+    return sum(stage.epochs for stage in stages[first:end])
 
 
 def _epoch(model, stage: Stage, task: Task, optimizer, schedule, done: Progress, label: str) -> None:
@@ -304,13 +315,12 @@ def microseconds(
 def sizes(model: nn.Module) -> dict[str, Any]:
     """Bits, compression and the planner's time of a frozen model."""
     report = qat.report(model)
-    learned = learned_layers(model)
     channels = {
         name: {name_of_pair(pair): count for pair, count in sorted(_pairs(layer).items())}
         for name, layer in quantized_layers(model)
     }
     return {
-        "inner_bits": round(float(average_bits(learned or _inner(model))), 4),
+        "inner_bits": round(float(average_bits(_inner(model))), 4),
         "network_bits": round(report.average_bits, 4),
         "compression": round(32 / report.average_bits, 3),
         "planner_us": round(planner_us(model), 3),
@@ -329,13 +339,14 @@ def _inner(model: nn.Module) -> list[qat.QuantLayer]:
 
 
 def planner_us(model: nn.Module) -> float:
-    """Microseconds of all products of one sample, by the measured costs that the kernels are chosen by."""
+    """Microseconds of all products of one sample, by the costs of one machine, so that runs of any machine can be compared."""
     total = 0.0
-    for _, layer in quantized_layers(model):
-        outputs = len(layer.weight) // layer.groups
-        for pair, count in _pairs(layer).items():
-            products = count * layer.weights_per_channel * layer.rows
-            total += products * product_ns(*pair, outputs, layer.rows)
+    with qat.machine("avx2"):  # of the first table that ships
+        for _, layer in quantized_layers(model):
+            outputs = len(layer.weight) // layer.groups
+            for pair, count in _pairs(layer).items():
+                products = count * layer.weights_per_channel * layer.rows
+                total += products * product_ns(*pair, outputs, layer.rows)
     return total / 1000
 
 
