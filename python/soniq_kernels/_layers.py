@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,15 +162,24 @@ class Call:
         self._keep: list[Any] = []
 
     def run(self, geometry: _core.Geometry) -> None:
-        x, dilation = self.x, geometry.dilation_w
-        joined = isinstance(x, JoinedActivations)
-        layer = self.packed.joined(dilation).layer if joined else self.packed.layer(self.rows, dilation)
+        x, layer = self.x, self._layer(geometry)
         if isinstance(x, Activations):
             layer.run(x.stored, geometry, self.output)
             return
         finite = layer.run_floats(self.packed.plan.quantizer, x.array, x.scale, geometry, self.output)
         if x.check_finite and not finite:
             refuse_not_finite(x.array, "x")
+
+    def ready(self, geometry: _core.Geometry) -> Callable[[], None]:
+        """`run` of codes, with the layer that is chosen now; for as long as this object lives."""
+        assert isinstance(self.x, Activations)
+        return partial(self._layer(geometry).run, self.x.stored, geometry, self.output)
+
+    def _layer(self, geometry: _core.Geometry) -> _core.Layer:
+        dilation = geometry.dilation_w
+        if isinstance(self.x, JoinedActivations):
+            return self.packed.joined(dilation).layer
+        return self.packed.layer(self.rows, dilation)
 
     def _point(self, name: str, array: NDArray[Any]) -> None:
         self._keep.append(array)

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -38,8 +39,9 @@ class Step(NamedTuple):
     run: Callable[[], object]
     shape: Shape  # of its first result
     products: int  # multiplications of codes, 0 where there is no layer
-    packed: PackedWeights | None
+    packed: PackedWeights | None = None
     reads_joined: bool = False
+    keep: object = None  # what the core has pointers to
 
 
 class Program:
@@ -60,8 +62,9 @@ class Program:
         self._block = np.empty(self.nbytes + ALIGNMENT, np.uint8)
         self._base = -self._block.ctypes.data % ALIGNMENT
         self._tensors: dict[str, Any] = {}
-        self.steps = [self._bind(i, node, geometry[i]) for i, node in enumerate(net.nodes)]
-        self._build(geometry)
+        calls = [self._bind(i, node, geometry[i]) for i, node in enumerate(net.nodes)]
+        self._build(calls, geometry)
+        self.steps = [self._ready(step, place) for step, place in zip(calls, geometry, strict=True)]
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """The outputs, as copies, of the inputs: contiguous float32 arrays and Activations."""
@@ -119,21 +122,25 @@ class Program:
         return self._net.layers[node.layer or ""].joining_cost(rows, geometry.dilation_w)
 
     # ---- calls -----------------------------------------------------------------------------------------------------
-    def _build(self, geometry: Sequence[Any]) -> None:
+    def _build(self, steps: Sequence[Step], geometry: Sequence[Any]) -> None:
         """The layers' panels, the largest first: the others fit into the memory that it needed on the way."""
         layers = [
-            (step.packed, step, place)
-            for step, place in zip(self.steps, geometry, strict=True)
-            if step.packed is not None
+            (step.packed, step, place) for step, place in zip(steps, geometry, strict=True) if step.packed is not None
         ]
         for packed, step, place in sorted(layers, key=lambda each: -each[0].nbytes):
             packed.joined(place.dilation_w) if step.reads_joined else packed.layer(_rows(step), place.dilation_w)
+
+    def _ready(self, step: Step, place: Any) -> Step:
+        """With the layer itself in its call, now that it is built: choosing it takes Python as long as small ones take."""
+        if isinstance(step.keep, Call) and isinstance(step.keep.x, Activations):
+            return step._replace(run=step.keep.ready(place))
+        return step
 
     def _bind(self, index: int, node: Node, geometry: Any) -> Step:
         x, y = [self._tensor(name) for name in node.inputs], [self._tensor(name) for name in node.outputs]
         shape = self._shapes[node.outputs[0]]
         if node.op not in ("conv2d", "linear"):
-            return Step(node, _BINDINGS[node.op](node, x, y, geometry), shape, 0, None)
+            return Step(node, _BINDINGS[node.op](node, x, y, geometry), shape, 0)
         packed = self._net.layers[node.layer or ""]
         products = math.prod(shape[:-1]) * math.prod(packed.shape)
         residual = None if node.residual is None else self._tensor(node.residual)
@@ -143,10 +150,10 @@ class Program:
             prepare(call, residual, node.activation, y, check_finite=False)
             return call
 
-        if not isinstance(x[0], Activations):  # its scales may depend on what it holds
+        if not isinstance(x[0], Activations) and isinstance(packed.activation_scale, str):  # by what the rows hold
             return Step(node, lambda: ready().run(geometry), shape, products, packed)
         call = ready()
-        return Step(node, lambda: call.run(geometry), shape, products, packed, isinstance(x[0], JoinedActivations))
+        return Step(node, partial(call.run, geometry), shape, products, packed, isinstance(x[0], JoinedActivations), call)
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------------------
@@ -239,18 +246,19 @@ def _add(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
 
 
 def _max_pool(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
-    return lambda: _core.max_pool(_core.active_tier(), geometry, x[0].stored, y[0].stored)
+    return partial(_core.max_pool, _core.active_tier(), geometry, x[0].stored, y[0].stored)
 
 
 def _avg_pool(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
-    codes, results = codes_in(x[0], x[0].shape[0]), results_in(y)
-    return lambda: _core.avg_pool(_core.active_tier(), geometry, codes, results)
+    return partial(_core.avg_pool, _core.active_tier(), geometry, codes_in(x[0], x[0].shape[0]), results_in(y))
 
 
 def _flatten(node: Node, x: list[Any], y: list[Any], geometry: Any) -> Binding:
     if not isinstance(x[0], Activations):
-        return lambda: np.copyto(y[0], x[0].reshape(y[0].shape))
+        return partial(np.copyto, y[0], x[0].reshape(y[0].shape))
     plan = x[0].plan
+    if plan.in_order:
+        return partial(np.copyto, y[0].stored, x[0].stored.reshape(y[0].stored.shape))
     batch, *size, channels = x[0].shape
     pixels = x[0].stored.reshape(batch, math.prod(size), channels)
     moves, first = [], 0
