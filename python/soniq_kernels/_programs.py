@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from soniq_kernels import _core, conv, ops
 from soniq_kernels._joined import JoinedActivations
@@ -67,7 +68,7 @@ class Program:
         self.steps = [self._ready(step, place) for step, place in zip(calls, geometry, strict=True)]
 
     def run(self, values: Sequence[Any]) -> list[Any]:
-        """The outputs, as copies, of the inputs: contiguous float32 arrays and Activations."""
+        """The outputs, as copies, of the inputs: float32 arrays and Activations."""
         with self.entered(values):
             for step in self.steps:
                 step.run()
@@ -80,9 +81,9 @@ class Program:
             for name, value in zip(self._net.inputs, values, strict=True):
                 tensor = self._tensor(name)
                 if isinstance(tensor, Activations):
-                    np.copyto(tensor.stored, value.stored)
+                    _fill(tensor.stored, value.stored)
                 else:
-                    np.copyto(tensor, value)
+                    _fill(tensor, value)
             yield
 
     def _tensor(self, name: str) -> Any:
@@ -153,7 +154,9 @@ class Program:
         if not isinstance(x[0], Activations) and isinstance(packed.activation_scale, str):  # by what the rows hold
             return Step(node, lambda: ready().run(geometry), shape, products, packed)
         call = ready()
-        return Step(node, partial(call.run, geometry), shape, products, packed, isinstance(x[0], JoinedActivations), call)
+        return Step(
+            node, partial(call.run, geometry), shape, products, packed, isinstance(x[0], JoinedActivations), call
+        )
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------------------
@@ -323,6 +326,18 @@ def _lifetimes(net: Network) -> dict[str, tuple[int, int]]:
         lives |= {name: (lives[name][0], index) for name in node.reads}
         lives |= dict.fromkeys(node.outputs, (index, index))
     return lives | {name: (lives[name][0], len(net.nodes)) for name in net.outputs}
+
+
+FEW_CHANNELS = 8
+
+
+def _fill(to: NDArray[Any], values: NDArray[Any]) -> None:
+    """NumPy copies few channels that lie apart plane by plane in a quarter of the time."""
+    if values.flags.c_contiguous or values.shape[-1] > FEW_CHANNELS:
+        np.copyto(to, values)
+        return
+    for channel in range(values.shape[-1]):
+        to[..., channel] = values[..., channel]
 
 
 def _copy(tensor: Any) -> Any:
