@@ -141,6 +141,7 @@ def test_readme_networks_are_the_results_files():
 
 ACCURACIES = {
     "fp32": "FP32",
+    "soniq-4": "3 or 5 bits, learned",
     "uniform-2": "2 bits",
     "soniq-2-blocks": "1 or 4 bits, learned, in blocks of the kernels",
     "soniq-2": "1 or 4 bits, learned",
