@@ -94,7 +94,6 @@ class Layer {
   const Tier& kernel_tier() const { return *kernel_tier_; }  // whose kernel runs
   int64_t panel_bytes() const;
 
-  const std::vector<CodeMap>& joins() const { return joins_; }
   bool has_kernels() const { return !kernels_.empty(); }
   bool shares_pixels() const { return has_kernels() && kernel(0, 0).taps().any(); }
   const SegmentKernel& kernel(int group, int segment) const { return *kernels_[group * segments() + segment]; }
