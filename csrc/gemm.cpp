@@ -192,14 +192,12 @@ bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry
 
 // Codes are joined once, before any of the drivers; from there on they are codes of one segment.
 bool Layer::run_joined(const Input& input, const Geometry& geometry, const Output& output) const {
-  static thread_local AlignedBytes quantized, joined;
-  const int64_t pixels = int64_t(geometry.batch) * geometry.in_h * geometry.in_w, codes = pixels * shape_.channels;
-  uint8_t* const apart = input.codes ? nullptr : scratch(quantized, codes);
-  const bool finite = input.codes || quantize(tier_, *input.floats, apart);
-  uint8_t* const together = scratch(joined, codes);
-  join_codes(joins_, shape_.channels, input.codes ? input.codes : apart, pixels, together);
-  run_drivers({together, nullptr}, geometry, output);
-  return finite;
+  if (!input.codes) return run_quantized(*this, *input.floats, geometry, output);
+  static thread_local AlignedBytes room;
+  const int64_t pixels = int64_t(geometry.batch) * geometry.in_h * geometry.in_w;
+  uint8_t* const joined = scratch(room, pixels * shape_.channels);
+  join_codes(joins_, shape_.channels, input.codes, pixels, joined);
+  return run_drivers({joined, nullptr}, geometry, output);
 }
 
 bool Layer::run(const Input& input, const Geometry& geometry, const Output& output) const {

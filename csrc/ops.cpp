@@ -94,7 +94,7 @@ void combine(const Tier& asked, const CombineTask& task) {
 namespace {
 
 // Where a window's taps are along one axis: [first, second).
-std::pair<int, int> valid_taps(int begin, int taps, int size) {
+std::pair<int, int> range_of_taps(int begin, int taps, int size) {
   return {std::max(begin, 0), std::min(begin + taps, size)};
 }
 
@@ -104,12 +104,12 @@ void max_pool_line(const Tier& tier, const PoolTask& task, const uint8_t* image,
   const Geometry& g = task.geometry;
   const int64_t line_bytes = int64_t(g.in_w) * task.channels;
   std::vector<const uint8_t*> taps;
-  const auto [top, bottom] = valid_taps(oh * g.stride_h - g.pad_top, task.kernel_h, g.in_h);
+  const auto [top, bottom] = range_of_taps(oh * g.stride_h - g.pad_top, task.kernel_h, g.in_h);
   for (int h = top; h < bottom; ++h) taps.push_back(image + h * line_bytes);
   tier.table->max_codes(taps.data(), int(taps.size()), line_bytes, tallest.data());
   for (int ow = 0; ow < g.out_w; ++ow, out += task.channels) {
     taps.clear();
-    const auto [left, right] = valid_taps(ow * g.stride_w - g.pad_left, task.kernel_w, g.in_w);
+    const auto [left, right] = range_of_taps(ow * g.stride_w - g.pad_left, task.kernel_w, g.in_w);
     for (int w = left; w < right; ++w) taps.push_back(tallest.data() + int64_t(w) * task.channels);
     tier.table->max_codes(taps.data(), int(taps.size()), task.channels, out);
   }

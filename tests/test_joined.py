@@ -206,13 +206,8 @@ def graph() -> Network:
         "f": MIXED,
         "y": MIXED,
     }
-    scales = {"p": "a", "image": "image"}
-    tensors = {
-        name: Codes(
-            cases.package_plan(layout), F32({"image": 1.0, "a": 0.5, "b": 0.75}.get(scales.get(name, name), 0.3))
-        )
-        for name, layout in plans.items()
-    }
+    scales = {"image": 1.0, "a": 0.5, "p": 0.5, "b": 0.75}
+    tensors = {name: Codes(cases.package_plan(layout), F32(scales.get(name, 0.3))) for name, layout in plans.items()}
     nodes = [
         Node("quantize", ("x",), ("image",)),
         Node("conv2d", ("image",), ("a",), layer="first", padding=1),

@@ -57,6 +57,19 @@ def floats(x: Any, name: str) -> NDArray[np.float32]:
     return _contiguous(array, np.float32)
 
 
+FEW_CHANNELS = 8
+
+
+def fill(to: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """`to`, with these values. NumPy copies few channels that lie apart plane by plane in a quarter of the time."""
+    if values.flags.c_contiguous or values.shape[-1] > FEW_CHANNELS:
+        np.copyto(to, values)
+    else:
+        for channel in range(values.shape[-1]):
+            to[..., channel] = values[..., channel]
+    return to
+
+
 def float_vector(x: Any, name: str, length: int) -> NDArray[np.float32]:
     """Finite float32 [length]; a scalar is repeated; float64 is rounded (scales and biases are parameters, not data)."""
     array = as_numpy(x, name)

@@ -63,7 +63,7 @@ class JoinedGrids:
 
 def joined_grids(plan: Plan) -> JoinedGrids | None:
     """The grids of a plan whose two segments can be one, those with the fewest bits of the weights; None if there are none."""
-    if len(plan.segments) != 2 or any(s.channels == 0 for s in plan.segments):
+    if len(plan.segments) != 2:
         return None
     exponents = [s.w.exponent + s.a.exponent for s in plan.segments]
     larger, factor = int(exponents[1] > exponents[0]), abs(exponents[1] - exponents[0])

@@ -171,8 +171,9 @@ class Call:
             refuse_not_finite(x.array, "x")
 
     def ready(self, geometry: _core.Geometry) -> Callable[[], None]:
-        """`run` of codes, with the layer that is chosen now; for as long as this object lives."""
-        assert isinstance(self.x, Activations)
+        """`run`, for as long as this object lives; of codes, with the layer that is chosen now."""
+        if not isinstance(self.x, Activations):
+            return partial(self.run, geometry)
         return partial(self._layer(geometry).run, self.x.stored, geometry, self.output)
 
     def _layer(self, geometry: _core.Geometry) -> _core.Layer:

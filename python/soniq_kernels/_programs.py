@@ -14,9 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from soniq_kernels import _core, conv, ops
+from soniq_kernels import _arrays, _core, conv, ops
 from soniq_kernels._joined import JoinedActivations
 from soniq_kernels._joined_tensors import joined_tensors
 from soniq_kernels._layers import Call, codes_in, explain_rows, operand, prepare, results_in
@@ -41,8 +40,9 @@ class Step(NamedTuple):
     shape: Shape  # of its first result
     products: int  # multiplications of codes, 0 where there is no layer
     packed: PackedWeights | None = None
+    dilation: int = 1  # along the lines of an image
     reads_joined: bool = False
-    keep: object = None  # what the core has pointers to
+    call: Call | None = None  # of a layer whose scales are known; keeps what the core has pointers to
 
 
 class Program:
@@ -64,7 +64,7 @@ class Program:
         self._base = -self._block.ctypes.data % ALIGNMENT
         self._tensors: dict[str, Any] = {}
         calls = [self._bind(i, node, geometry[i]) for i, node in enumerate(net.nodes)]
-        self._build(calls, geometry)
+        self._build(calls)
         self.steps = [self._ready(step, place) for step, place in zip(calls, geometry, strict=True)]
 
     def run(self, values: Sequence[Any]) -> list[Any]:
@@ -81,9 +81,9 @@ class Program:
             for name, value in zip(self._net.inputs, values, strict=True):
                 tensor = self._tensor(name)
                 if isinstance(tensor, Activations):
-                    _fill(tensor.stored, value.stored)
+                    np.copyto(tensor.stored, value.stored)
                 else:
-                    _fill(tensor, value)
+                    _arrays.fill(tensor, value)
             yield
 
     def _tensor(self, name: str) -> Any:
@@ -123,19 +123,15 @@ class Program:
         return self._net.layers[node.layer or ""].joining_cost(rows, geometry.dilation_w)
 
     # ---- calls -----------------------------------------------------------------------------------------------------
-    def _build(self, steps: Sequence[Step], geometry: Sequence[Any]) -> None:
+    def _build(self, steps: Sequence[Step]) -> None:
         """The layers' panels, the largest first: the others fit into the memory that it needed on the way."""
-        layers = [
-            (step.packed, step, place) for step, place in zip(steps, geometry, strict=True) if step.packed is not None
-        ]
-        for packed, step, place in sorted(layers, key=lambda each: -each[0].nbytes):
-            packed.joined(place.dilation_w) if step.reads_joined else packed.layer(_rows(step), place.dilation_w)
+        layers = [(step.packed, step) for step in steps if step.packed is not None]
+        for packed, step in sorted(layers, key=lambda each: -each[0].nbytes):
+            packed.joined(step.dilation) if step.reads_joined else packed.layer(_rows(step), step.dilation)
 
     def _ready(self, step: Step, place: Any) -> Step:
         """With the layer itself in its call, now that it is built: choosing it takes Python as long as small ones take."""
-        if isinstance(step.keep, Call) and isinstance(step.keep.x, Activations):
-            return step._replace(run=step.keep.ready(place))
-        return step
+        return step if step.call is None else step._replace(run=step.call.ready(place))
 
     def _bind(self, index: int, node: Node, geometry: Any) -> Step:
         x, y = [self._tensor(name) for name in node.inputs], [self._tensor(name) for name in node.outputs]
@@ -152,11 +148,10 @@ class Program:
             return call
 
         if not isinstance(x[0], Activations) and isinstance(packed.activation_scale, str):  # by what the rows hold
-            return Step(node, lambda: ready().run(geometry), shape, products, packed)
+            return Step(node, lambda: ready().run(geometry), shape, products, packed, geometry.dilation_w)
         call = ready()
-        return Step(
-            node, partial(call.run, geometry), shape, products, packed, isinstance(x[0], JoinedActivations), call
-        )
+        joined = isinstance(x[0], JoinedActivations)
+        return Step(node, partial(call.run, geometry), shape, products, packed, geometry.dilation_w, joined, call)
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------------------
@@ -328,18 +323,6 @@ def _lifetimes(net: Network) -> dict[str, tuple[int, int]]:
     return lives | {name: (lives[name][0], len(net.nodes)) for name in net.outputs}
 
 
-FEW_CHANNELS = 8
-
-
-def _fill(to: NDArray[Any], values: NDArray[Any]) -> None:
-    """NumPy copies few channels that lie apart plane by plane in a quarter of the time."""
-    if values.flags.c_contiguous or values.shape[-1] > FEW_CHANNELS:
-        np.copyto(to, values)
-        return
-    for channel in range(values.shape[-1]):
-        to[..., channel] = values[..., channel]
-
-
 def _copy(tensor: Any) -> Any:
     if isinstance(tensor, Activations):
         return Activations(tensor.stored.copy(), tensor.plan, tensor.scale)
@@ -351,13 +334,13 @@ def kernels_of(step: Step) -> str:
     if step.packed is None:
         return ""
     if step.reads_joined:
-        return ".".join(step.packed.joined().kernels[0])
-    return explain_rows(None, step.packed, _rows(step)).kernel
+        return ".".join(step.packed.joined(step.dilation).kernels[0])
+    return explain_rows(None, step.packed, _rows(step), step.dilation).kernel
 
 
 def ceiling_of(step: Step) -> float | None:
     """Products a cycle that the inner loops of a step's kernels reach at most; None where they are not known."""
-    if step.packed is None or not (choices := step.packed.choices(_rows(step))):
+    if step.packed is None or not (choices := step.packed.choices(_rows(step), step.dilation)):
         return None
     k, cycles = step.packed.k_of_segments(), 0.0
     for segment, choice, k_s in zip(step.packed.plan.segments, choices, k, strict=True):

@@ -224,7 +224,11 @@ class Network:
             array = array.transpose(0, 2, 3, 1)
         if self.layout == "NCL" and array.ndim == 3:
             array = array.transpose(0, 2, 1)[:, None]
-        return array if codes is None else Activations.from_codes(array, *codes)
+        if codes is None:
+            return array
+        if not array.flags.c_contiguous:
+            array = _arrays.fill(np.empty(array.shape, array.dtype), array)
+        return Activations.from_codes(array, *codes)
 
     def _leaving(self, y: Any) -> NDArray[Any]:
         array = y.codes() if isinstance(y, Activations) else y

@@ -22,9 +22,7 @@ __all__ = ["FAMILIES", "ROWS", "Choice", "choose", "choose_segments", "reload", 
 FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6", "joined")
 NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
 JOIN_NS = 0.08  # of a code that a call joins, in a pass over all of them
-SECOND_NS = (
-    0.5  # of a sum that a second segment adds to, over the products: it comes back from the cache and goes there again
-)
+SECOND_NS = 0.5  # of a sum that a second segment adds to, beside the products: it is read and written once more
 
 
 @dataclass(frozen=True)
