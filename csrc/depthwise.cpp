@@ -199,8 +199,10 @@ class DepthwiseRun {
   void finish(const DepthwiseBlock& block, int image, int oh) {
     const int64_t first_row = (int64_t(image) * g_.out_h + oh) * g_.out_w;
     const uint32_t* sums = multiply(block, image, oh);
-    epilogue_({sums + block.lane, 0, family_.channels, 0}, no_row_terms_.data(), first_row,
-              std::min(rows_, g_.out_h - oh) * g_.out_w, block.first_channel + block.lane, block.channels);
+    const int rows = std::min(rows_, g_.out_h - oh) * g_.out_w;
+    epilogue_.begin({first_row, rows, block.first_channel + block.lane, block.channels}, {family_.channels, 0},
+                    no_row_terms_.data());
+    epilogue_.finish(sums + block.lane, 0);
   }
 
   // The sums of a tile, [position][channel of the block].

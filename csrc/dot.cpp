@@ -49,6 +49,39 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily&
   }
 }
 
+struct RowsOfGroup {
+  const uint8_t* codes;
+  int row;
+};
+
+// Where groups of a matrix unit put their sums: to all the others, or, if they are complete and somebody takes them, always to the
+// same few lines of L1.
+class RowsInTurn {
+ public:
+  RowsInTurn(const PanelsOfSums& sums, int columns)
+      : sums_(sums), to_(sums.last ? sums.done : nullptr), columns_(columns) {}
+
+  // `place`: how many rows lie before it.
+  MatrixGroup group(const RowsOfGroup& g, int place) const {
+    alignas(64) static thread_local uint32_t few[2 * 16 * 32];
+    uint32_t* const there = sums_.first + int64_t(g.row) * columns_;
+    return {g.codes, sums_.fresh ? nullptr : there, to_ ? few + place * columns_ : there};
+  }
+  void done(const MatrixGroup& group, int row, int rows, int skip) const {
+    if (to_) to_->rows_done(sums_.panel, row + skip, rows - skip, group.sums + skip * columns_);
+  }
+  void done(const MatrixGroup& one, int row, int rows, const MatrixGroup& other, int other_row) const {
+    const bool follows = other_row == row + rows;
+    done(one, row, follows ? 2 * rows : rows, 0);
+    if (!follows) done(other, other_row, rows, 0);
+  }
+
+ private:
+  const PanelsOfSums& sums_;
+  RowsDone* const to_;
+  const int columns_;
+};
+
 class DotSegment final : public SegmentKernel {
  public:
   DotSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
@@ -102,6 +135,8 @@ class DotSegment final : public SegmentKernel {
   int64_t prepared_codes_bytes(int codes) const override { return dot_.expand[form_] ? 2 * codes : codes; }
 
   bool shifts_all() const override { return dot_.matrix; }
+  bool completes_rows(const PreparedRows& rows) const override { return dot_.matrix && !few(rows); }
+  int rows_at_once() const override { return dot_.matrix ? kMatrixRows : kRowsAtOnce; }
 
  protected:
   bool begin(const PreparedRows& rows) const override {
@@ -129,8 +164,8 @@ class DotSegment final : public SegmentKernel {
     const uint8_t* bytes = unpacked(brick.weights, brick.codes * brick.lines / kUnit);
     if (dot_.matrix) {
       const int64_t size = brick_bytes(brick.codes * brick.lines);
-      return multiply_groups({bytes, brick.codes, brick.lines, rows.line_stride, sums.fresh},
-                             {brick.weights + size, size}, in_long_runs(rows), sums.first);
+      return multiply_groups({bytes, brick.codes, brick.lines, rows.line_stride}, {brick.weights + size, size},
+                             in_long_runs(rows), sums);
     }
     const int k = (brick.used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
     const auto& tile = dot_.tile[form_];
@@ -142,6 +177,7 @@ class DotSegment final : public SegmentKernel {
 
  private:
   // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
+  static constexpr int kMatrixRows = 4096;  // unpacking a brick takes as long as multiplying a few groups
   static constexpr int kMatrixCodes = 576;  // bytes of weights that stay in L1 beside what passes: 1152 are slower
   static BrickShape brick_shape(const DotFamily& dot) {
     return {dot.columns, dot.columns, unit(dot), kBlock, dot.pairs ? kUnit : 1, dot.matrix ? kMatrixCodes : 0};
@@ -176,34 +212,39 @@ class DotSegment final : public SegmentKernel {
     const uint8_t* at;
     int64_t bytes;
   };
-  void multiply_groups(const MatrixWeights& weights, Ahead ahead, const PreparedRows& rows, uint32_t* sums) const {
+  void multiply_groups(const MatrixWeights& weights, Ahead ahead, const PreparedRows& rows,
+                       const PanelsOfSums& sums) const {
     const MatrixTiles& matrix = *dot_.matrix;
     const int count = rows_of_group(rows.run), steps = weights.k / matrix.codes * weights.lines;
     const int pairs = std::max(1, rows.rows / (2 * count));
     const int lines = int((ahead.bytes + 64 * pairs * steps - 1) / (64 * pairs * steps));
-    MatrixGroup waiting{};  // for a second one
+    const RowsInTurn turn(sums, dot_.columns);
+    const auto single = [&](const RowsOfGroup& g, int skip) {
+      const MatrixGroup group = turn.group(g, 0);
+      matrix.single(weights, group, rows.stride, count, skip);
+      turn.done(group, g.row, count, skip);
+      tier_.counters.matrix_single.add(1);
+    };
+    RowsOfGroup waiting{};  // for a second one
     const uint8_t* run = rows.first;
     for (int first = 0; first < rows.rows; first += rows.run, run += rows.run_stride)
       for (int at = 0; at < rows.run; at += count) {
         const int begin = std::min(at, rows.run - count);
-        const MatrixGroup group{run + begin * rows.stride, sums + int64_t(first + begin) * dot_.columns};
+        const RowsOfGroup next{run + begin * rows.stride, first + begin};
         if (begin < at) {
-          multiply_group(weights, group, rows.stride, count, at - begin);
-        } else if (waiting.rows) {
-          matrix.pair(weights, waiting, group, rows.stride, ahead.at, lines);
+          single(next, at - begin);
+        } else if (waiting.codes) {
+          const MatrixGroup one = turn.group(waiting, 0), other = turn.group(next, count);
+          matrix.pair(weights, one, other, rows.stride, ahead.at, lines);
+          turn.done(one, waiting.row, count, other, next.row);
           tier_.counters.matrix_pair.add(1);
           ahead.at += 64 * lines * steps;
           waiting = {};
         } else {
-          waiting = group;
+          waiting = next;
         }
       }
-    if (waiting.rows) multiply_group(weights, waiting, rows.stride, count, 0);
-  }
-  void multiply_group(const MatrixWeights& weights, const MatrixGroup& group, int64_t stride, int count,
-                      int skip) const {
-    dot_.matrix->single(weights, group, stride, count, skip);
-    tier_.counters.matrix_single.add(1);
+    if (waiting.codes) single(waiting, 0);
   }
   bool expands(int rows) const { return dot_.expand[form_] && rows > dot_.few_rows; }
   // Where the codes of a row of a block of `rows` rows begin.

@@ -77,7 +77,8 @@ void TileEpilogue::take_borders(int64_t m0, int rows) {
 }
 
 // What is read where float32 values are wanted, and not the integers.
-void TileEpilogue::values(EpilogueTile& tile, int64_t m0, int n0) const {
+void TileEpilogue::values(int64_t m0, int n0) {
+  EpilogueTile& tile = tile_;
   const int outputs = layer_.shape().outputs;
   const auto at = [n0](const auto* p) { return p ? p + n0 : nullptr; };
   tile.row_scale = row_scale_.data();
@@ -96,26 +97,35 @@ void TileEpilogue::values(EpilogueTile& tile, int64_t m0, int n0) const {
   tile.results = output_.results.tile(m0, n0, outputs);
 }
 
-void TileEpilogue::operator()(const PanelSums& sums, const uint32_t* row_terms, int64_t m0, int rows, int n0,
-                              int cols) {
+void TileEpilogue::begin(const TileShape& shape, const SumsShape& sums, const uint32_t* row_terms) {
   const int outputs = layer_.shape().outputs;
-  take_rows(m0, rows);
-  const int64_t first = m0 * outputs + n0;
-  EpilogueTile tile{};
-  tile.sums = sums.first;
-  tile.panel_stride = sums.stride;
-  tile.panel_cols = sums.columns;
-  tile.shift = sums.shift;
-  tile.rows = rows;
-  tile.cols = cols;
-  tile.first_column = n0;
-  tile.row_terms = row_terms;
-  tile.column_terms = column_terms_.data();
-  tile.acc = output_.acc ? output_.acc + first : nullptr;
-  tile.acc_ld = outputs;
-  if (!output_.acc) values(tile, m0, n0);
-  epilogue_tier_.table->epilogue(tile);
+  take_rows(shape.m0, shape.rows);
+  shape_ = shape;
+  tile_.panel_cols = sums.columns;
+  tile_.shift = sums.shift;
+  tile_.first_column = shape.n0;
+  tile_.row_terms = row_terms;
+  tile_.column_terms = column_terms_.data();
+  tile_.acc = output_.acc ? output_.acc + shape.m0 * outputs + shape.n0 : nullptr;
+  tile_.acc_ld = outputs;
+  if (!output_.acc) values(shape.m0, shape.n0);
   epilogue_tier_.counters.epilogue.add(1);
+}
+
+void TileEpilogue::finish(const uint32_t* sums, int64_t stride) {
+  epilogue_tier_.table->epilogue(tile_, {sums, stride, 0, shape_.rows, 0, shape_.columns});
+}
+
+void TileEpilogue::rows_done(int panel, int row, int rows, const uint32_t* sums) {
+  const int column = panel * tile_.panel_cols, columns = std::min(tile_.panel_cols, shape_.columns - column);
+  epilogue_tier_.table->epilogue(tile_, {sums, 0, row, rows, column, columns});
+}
+
+bool TileEpilogue::takes_rows() const {
+  const auto two = [](const TensorFormat* format) { return format && !format->second.empty(); };
+  for (int i = 0; i < output_.results.sinks; ++i)
+    if (two(output_.results.sink[i].format)) return false;
+  return !two(output_.residual_codes.format);
 }
 
 }  // namespace soniq

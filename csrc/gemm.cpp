@@ -29,7 +29,6 @@ class PanelRun {
       : layer_(layer),
         input_(input),
         geometry_(geometry),
-        span_columns_(layer.kernel(0, 0).panel_columns() * panels_of_span(layer)),
         spans_(spans_of_group(layer)),
         border_(layer.border(geometry)),
         epilogue_(layer, output, geometry, border_.get()) {}
@@ -70,13 +69,8 @@ class PanelRun {
       point_at_rows(m0, rows, prepared);
     else
       gather(m0, rows, group, prepared);
-    for (; span < end; ++span) finish_span(m0, rows, group, int(span % spans_), prepared);
-  }
-
-  void finish_span(int64_t m0, int rows, int group, int span, const PreparedRows* prepared) {
-    const int outputs = layer_.shape().group_outputs(), n0 = span * span_columns_;
-    epilogue_(multiply_span(layer_, group, span, prepared, rows), row_terms_.data(), m0, rows, group * outputs + n0,
-              std::min(span_columns_, outputs - n0));
+    for (; span < end; ++span)
+      finish_span(layer_, group, int(span % spans_), prepared, m0, rows, row_terms_.data(), epilogue_);
   }
 
   // One tap that takes every pixel: the rows are there, if no kernel wants them in another form or reads past the last one.
@@ -148,7 +142,6 @@ class PanelRun {
   const Layer& layer_;
   const Input& input_;
   const Geometry& geometry_;
-  const int span_columns_;
   const int spans_;  // of a group
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;

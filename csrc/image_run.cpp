@@ -26,7 +26,6 @@ namespace soniq {
 namespace {
 
 constexpr int64_t kPreparedBytes = 640 << 10;  // prepared lines stay in L2 while all panels pass
-constexpr int kRows = 256;                     // sums of a span stay close
 
 int div_up(int64_t n, int64_t unit) { return int((n + unit - 1) / unit); }
 
@@ -50,7 +49,7 @@ class ImageRun {
         stride_h_(taps_.tall ? 1 : g_.stride_h),
         dilation_h_(taps_.tall ? 1 : g_.dilation_h),
         pixels_((g_.out_w - 1) * g_.stride_w + taps_.w),
-        span_columns_(layer.kernel(0, 0).panel_columns() * panels_of_span(layer)),
+        rows_at_once_(rows_at_once(layer)),
         border_(layer.border(geometry)),
         epilogue_(layer, output, geometry, border_.get()) {
     for (int s = 0; s < layer.segments(); ++s) {
@@ -217,7 +216,7 @@ class ImageRun {
   // ---- products ----------------------------------------------------------------------------------------------------
   // Whole lines together, or a part of one that is longer than that.
   void multiply(int64_t first_line, int count, Range spans) {
-    const int lines = std::max(1, kRows / g_.out_w), width = std::min(g_.out_w, 4 * kRows);
+    const int lines = std::max(1, rows_at_once_ / g_.out_w), width = std::min(g_.out_w, 4 * rows_at_once_);
     for (int line = 0; line < count; line += lines)
       for (int ow = 0; ow < g_.out_w; ow += width)
         multiply_rows(first_line, line, std::min(lines, count - line), ow, std::min(width, g_.out_w - ow), spans);
@@ -228,7 +227,8 @@ class ImageRun {
     PreparedRows rows[kMaxSegments];
     for (int s = 0; s < layer_.segments(); ++s) rows[s] = prepared_rows(s, line, lines, ow, width);
     for (int64_t span = spans.begin; span < spans.end; ++span)
-      finish_span(rows, (first_line + line) * g_.out_w + ow, lines * width, int(span));
+      finish_span(layer_, 0, int(span), rows, (first_line + line) * g_.out_w + ow, lines * width, row_terms_.data(),
+                  epilogue_);
   }
 
   PreparedRows prepared_rows(int s, int line, int lines, int ow, int width) const {
@@ -242,11 +242,6 @@ class ImageRun {
             stride_h_ * from.line_bytes,
             dilation_h_ * from.line_bytes,
             from.part_stride};
-  }
-
-  void finish_span(const PreparedRows* rows, int64_t m0, int count, int span) {
-    const int n0 = span * span_columns_, cols = std::min(span_columns_, layer_.shape().outputs - n0);
-    epilogue_(multiply_span(layer_, 0, span, rows, count), row_terms_.data(), m0, count, n0, cols);
   }
 
   // What the algebra wants of the sum of codes that a position reads.
@@ -264,7 +259,7 @@ class ImageRun {
   const Taps taps_;
   const int stride_h_, dilation_h_;  // in prepared lines
   const int pixels_;                 // of a line that taps read
-  const int span_columns_;
+  const int rows_at_once_;
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];

@@ -51,6 +51,7 @@ struct CodeSink : CodeRows {
   uint8_t* codes;              // row 0
   const float *r, *z, *cmax;   // [cols], the quantizer, whose code is written as
   const int32_t *shift, *add;  // [cols], (code << shift) + add, or as it is where they are null
+  bool positive, whole_bytes;  // every r is above 0 and z not below it; every cmax is 255
 };
 constexpr int kMaxSinks = 4;
 
@@ -65,13 +66,10 @@ struct TileResults {
 };
 
 // ---- epilogue ------------------------------------------------------------------------------------------------------
-// One tile of sums and everything that happens to it, in the contract's order. Pointers that may be null say so.
+// What happens to a tile of sums, in the contract's order. Pointers that may be null say so.
 struct EpilogueTile {
-  const uint32_t* sums;  // panels panel_stride apart, each [rows][panel_cols]
-  int64_t panel_stride;
   int panel_cols;
   int shift;
-  int rows, cols;
   int first_column;  // of the tile
   // acc = (sums << shift) + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
   const uint32_t* row_terms;            // [rows]
@@ -92,7 +90,14 @@ struct EpilogueTile {
   const float* post_bias;     // [cols] or null
   TileResults results;
 };
-using EpilogueFn = void (*)(const EpilogueTile& tile);
+// Rows and columns of a tile and their sums: those of panels stand panel_stride apart, each [rows][panel_cols].
+struct TilePart {
+  const uint32_t* sums;
+  int64_t panel_stride;
+  int row, rows;
+  int column, columns;  // the first one is the first of a panel
+};
+using EpilogueFn = void (*)(const EpilogueTile& tile, const TilePart& part);
 
 // ---- between layers --------------------------------------------------------------------------------------------------
 // y = activation(a + b), a and b codes, or one of them float32 x; without b: activation(a), or of x.
@@ -130,17 +135,17 @@ using DotTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, i
 constexpr int kMaxDotForms = 6;
 
 // ---- dot family on matrix registers: a group of rows is multiplied at once ---------------------------------------------
-// A panel of 32 outputs as bytes, and how its sums begin: from what is there, or from 0.
+// A panel of 32 outputs as bytes.
 struct MatrixWeights {
   const uint8_t* bytes;
   int k;                // of a line, a multiple of a step's codes and not 0
   int lines;            // at least 1
   int64_t line_stride;  // of the codes that lines of weights are multiplied by
-  bool fresh;
 };
 struct MatrixGroup {
-  const uint8_t* rows;  // a stride apart
-  uint32_t* sums;       // [row][32]; nothing is shifted
+  const uint8_t* rows;    // a stride apart
+  const uint32_t* begin;  // sums that are added to, [row][32]; null: zeros
+  uint32_t* sums;         // where they go; nothing is shifted
 };
 struct MatrixTiles {
   int rows;   // of a group, at most

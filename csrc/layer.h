@@ -144,6 +144,7 @@ void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geo
 // Panels that drivers finish together, and how often that covers the outputs of a group.
 int panels_of_span(const Layer& layer);
 int spans_of_group(const Layer& layer);
+int rows_at_once(const Layer& layer);
 
 // The output position of a row, and the pixel that a tap of it reads.
 struct OutputPosition {
@@ -169,27 +170,34 @@ inline int64_t tap_pixel(const Geometry& g, const OutputPosition& p, int tap_h, 
   return (int64_t(p.image) * g.in_h + h) * g.in_w + w;
 }
 
-// Sums of neighbouring panels, each [rows][columns], still to be shifted left.
-struct PanelSums {
-  const uint32_t* first;
-  int64_t stride;
+// The sums of a tile lie in panels of so many columns, each [rows][columns], and are still to be shifted left.
+struct SumsShape {
   int columns, shift;
 };
+// Rows [m0, m0 + rows) and columns [n0, n0 + columns) of the output.
+struct TileShape {
+  int64_t m0;
+  int rows, n0, columns;
+};
 
-// All segments of a group into the sums of a span, of so many rows; they stay the thread's until its next call.
-PanelSums multiply_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int rows);
-
-// Fills the parts of a tile's description that every family shares, for rows [m0, m0 + rows) and columns [n0, ...).
-class TileEpilogue {
+// Finishes sums, tile by tile.
+class TileEpilogue final : public RowsDone {
  public:
   TileEpilogue(const Layer& layer, const Output& output, const Geometry& geometry, const BorderTable* border);
-  // row_terms [rows]
-  void operator()(const PanelSums& sums, const uint32_t* row_terms, int64_t m0, int rows, int n0, int cols);
+
+  // The next tile. row_terms [rows]
+  void begin(const TileShape& tile, const SumsShape& sums, const uint32_t* row_terms);
+  // All of it: its panels stand `stride` apart.
+  void finish(const uint32_t* sums, int64_t stride);
+  // Or some rows of a panel.
+  void rows_done(int panel, int row, int rows, const uint32_t* sums) override;
+  // Whether that takes no longer: codes of two segments are put in their places many channels at a time.
+  bool takes_rows() const;
 
  private:
   void take_rows(int64_t m0, int rows);
   void take_borders(int64_t m0, int rows);
-  void values(EpilogueTile& tile, int64_t m0, int n0) const;
+  void values(int64_t m0, int n0);
 
   const Layer& layer_;
   const Output& output_;
@@ -200,6 +208,12 @@ class TileEpilogue {
   std::vector<uint32_t> no_terms_;
   std::vector<const uint32_t*> column_terms_;
   int64_t first_row_ = -1;
+  TileShape shape_{};
+  EpilogueTile tile_{};
 };
+
+// Multiplies all segments of a group for a span of panels and so many rows from m0 on, and finishes them.
+void finish_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int64_t m0, int rows,
+                 const uint32_t* row_terms, TileEpilogue& epilogue);
 
 }  // namespace soniq

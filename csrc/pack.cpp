@@ -105,7 +105,10 @@ void SegmentKernel::multiply(int first, int panels, const PreparedRows& rows, co
       at.first += piece.line * rows.line_stride + prepared_codes_bytes(piece.codes_before);
       PanelsOfSums to = of_group;
       to.fresh = sums.fresh && writes && &piece == &pieces_.front();
-      for (int brick = 0; brick < bricks_of_group(group); ++brick, to.first += panels_of_brick * sums.stride)
+      to.last = &piece == &pieces_.back();
+      to.panel = panel;
+      for (int brick = 0; brick < bricks_of_group(group);
+           ++brick, to.first += panels_of_brick * sums.stride, to.panel += panels_of_brick)
         multiply_brick({bytes_.data() + brick_offset(group, piece, brick), piece.codes, piece.used, piece.lines}, at,
                        to);
     }

@@ -60,12 +60,24 @@ struct PreparedRows {
   int64_t part_stride;  // to the next plane or part of the same codes
 };
 
+// Takes rows of a panel as soon as their sums are complete, [row][column of the panel], while they are hot.
+class RowsDone {
+ public:
+  virtual void rows_done(int panel, int row, int rows, const uint32_t* sums) = 0;
+
+ protected:
+  ~RowsDone() = default;
+};
+
 // Where a segment adds its S << shift: panels stand `stride` apart, each [rows][columns of a panel].
 struct PanelsOfSums {
   uint32_t* first;
   int64_t stride;
   int shift;
-  bool fresh;  // nothing stands there yet, not even zeros
+  bool fresh;        // nothing stands there yet, not even zeros
+  RowsDone* done;    // where complete rows go, in place of `first`; or null
+  int panel = 0;     // the number of the first one
+  bool last = true;  // nothing will be added
 };
 
 // Weights lie in bricks: the columns that a tile works on, times one block of K. The bricks of a few neighbouring panels
@@ -86,6 +98,8 @@ struct BrickShape {
   int pixel;        // codes that a pixel's are padded to where pixels are prepared by themselves
   int lines_block;  // codes of K in a brick of several whole lines; 0: a brick has one
 };
+
+constexpr int kRowsAtOnce = 256;
 
 class SegmentKernel {
  public:
@@ -118,6 +132,10 @@ class SegmentKernel {
   void multiply(int first, int panels, const PreparedRows& rows, const PanelsOfSums& sums) const;
 
   virtual bool shifts_all() const { return false; }
+  // Whether multiply() can hand over rows that are done.
+  virtual bool completes_rows(const PreparedRows&) const { return false; }
+  // For how many rows a brick should be read: sums that wait for others must stay close.
+  virtual int rows_at_once() const { return kRowsAtOnce; }
 
   const Tier& tier() const { return tier_; }
   int k() const { return k_; }

@@ -17,6 +17,8 @@ int panels_of_span(const Layer& layer) {
   for (int s = 0; s < layer.segments(); ++s) panels = std::max(panels, layer.kernel(0, s).panels_together());
   return panels;
 }
+// Rows whose sums stay close while a span passes.
+int rows_at_once(const Layer& layer) { return layer.segments() == 1 ? layer.kernel(0, 0).rows_at_once() : kRowsAtOnce; }
 int spans_of_group(const Layer& layer) {
   const int columns = layer.kernel(0, 0).panel_columns() * panels_of_span(layer);
   return (layer.shape().group_outputs() + columns - 1) / columns;
@@ -37,22 +39,29 @@ struct Order {
 
 }  // namespace
 
-PanelSums multiply_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int rows) {
+void finish_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int64_t m0, int rows,
+                 const uint32_t* row_terms, TileEpilogue& epilogue) {
   static thread_local AlignedBytes sums_bytes;
-  const int columns = layer.kernel(0, 0).panel_columns(), most = panels_of_span(layer), first = span * most;
-  const int panels = std::min(most, (layer.shape().group_outputs() + columns - 1) / columns - first);
+  const int outputs = layer.shape().group_outputs(), columns = layer.kernel(0, 0).panel_columns();
+  const int most = panels_of_span(layer), first = span * most, n0 = first * columns;
+  const int panels = std::min(most, (outputs + columns - 1) / columns - first);
   const int64_t panel_sums = int64_t(rows) * columns;
   auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, most * panel_sums * 4));
 
   const Order order(layer, group);
   const int last_shift = order.count > 0 ? layer.shift(order.segment[order.count - 1]) : 0;
+  epilogue.begin({m0, rows, group * outputs + n0, std::min(most * columns, outputs - n0)}, {columns, last_shift},
+                 row_terms);
+  const bool in_rows = order.count == 1 && epilogue.takes_rows() &&
+                       layer.kernel(group, order.segment[0]).completes_rows(rows_of_segments[order.segment[0]]);
   if (order.count == 0) std::memset(sums, 0, size_t(panels * panel_sums) * 4);
   for (int i = 0; i < order.count; ++i) {
     const int s = order.segment[i];
-    layer.kernel(group, s).multiply(first, panels, rows_of_segments[s],
-                                    {sums, panel_sums, layer.shift(s) - last_shift, i == 0});
+    layer.kernel(group, s).multiply(
+        first, panels, rows_of_segments[s],
+        {sums, panel_sums, layer.shift(s) - last_shift, i == 0, in_rows ? &epilogue : nullptr});
   }
-  return {sums, panel_sums, columns, last_shift};
+  if (!in_rows) epilogue.finish(sums, panel_sums);
 }
 
 }  // namespace soniq

@@ -1,5 +1,7 @@
 #include "tensor.h"
 
+#include <cmath>
+
 namespace soniq {
 
 TensorFormat::TensorFormat(const std::vector<uint8_t>& segment_of, const std::vector<ChannelGrid>& grids, float scale)
@@ -15,6 +17,8 @@ TensorFormat::TensorFormat(const std::vector<uint8_t>& segment_of, const std::ve
     r.push_back(g.r_numerator / scale);
     z.push_back(g.z);
     cmax.push_back(g.cmax);
+    positive &= r.back() > 0 && std::isfinite(r.back()) && g.z >= 0;
+    whole_bytes &= g.cmax == 255;
   }
   if (grids.size() < 2) return;
   second.assign(channels / 64 + 2, 0);
@@ -62,7 +66,9 @@ CodeSink TensorFormat::sink(uint8_t* row, int first) const {
           z.data() + first,
           cmax.data() + first,
           shift.empty() ? nullptr : shift.data() + first,
-          add.empty() ? nullptr : add.data() + first};
+          add.empty() ? nullptr : add.data() + first,
+          positive,
+          whole_bytes};
 }
 
 }  // namespace soniq

@@ -68,25 +68,14 @@ struct Run {
     }
   }
 
-  // The values of codes, added to y or put there.
+  // The values of codes, added to y or put there. `unit`: the scale times the step.
   template <bool Add>
-  [[gnu::always_inline]] void values(const Run& alpha, const Run& beta, const Run& step, float scale_of_row,
-                                     const uint8_t* codes) {
-    const F scale = all<F>(scale_of_row);
+  [[gnu::always_inline]] void values(const Run& alpha, const Run& beta, const Run& unit, const uint8_t* codes) {
     each([&](F& v, int at) __attribute__((always_inline)) {
       const int i = at / lanes;
-      const F level = floats_of_codes<F>(codes + at) * alpha.y[i] + beta.y[i];
-      const F value = level * (scale * step.y[i]);
+      const F value = exact_sum(floats_of_codes<F>(codes + at), alpha.y[i], beta.y[i]) * unit.y[i];
       v = Add ? v + value : value;
     });
-  }
-
-  [[gnu::always_inline]] void quantized(const Run& r, const Run& z, const Run& cmax, Ints<F> (&codes)[Count]) const {
-#pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) {
-      const F sum = y[i] * r.y[i] + z.y[i];
-      codes[i] = cut(less_of(greater_of(sum, all<F>(0)), cmax.y[i]));  // NaN becomes 0
-    }
   }
 };
 
@@ -96,15 +85,29 @@ template <class Run>
 struct RunQuantizer;
 template <class F, int Count>
 struct RunQuantizer<Run<F, Count>> {
-  Run<F, Count> r, z, cmax;
+  Run<F, Count> r{}, z{}, cmax{};
   const int32_t *shift = nullptr, *add = nullptr;  // of the first column
+  bool whole_bytes = false;
   [[gnu::always_inline]] void load(const CodeSink& s, int column) {
     r.load(s.r + column), z.load(s.z + column), cmax.load(s.cmax + column);
     shift = s.shift ? s.shift + column : nullptr, add = s.add + (s.shift ? column : 0);
+    whole_bytes = s.whole_bytes && !s.shift;
   }
+  // `Floor`: some value, or z, may be below 0 or NaN.
+  template <bool Floor>
   [[gnu::always_inline]] void store(const Run<F, Count>& y, uint8_t* to) const {
+    F sums[Count];
     Ints<F> codes[Count];
-    y.quantized(r, z, cmax, codes);
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) {
+      sums[i] = y.y[i] * r.y[i] + z.y[i];
+      if (Floor) sums[i] = greater_of(sums[i], all<F>(0));  // NaN becomes 0
+    }
+    if (!kSaturates<F> || !whole_bytes)
+#pragma GCC unroll 8
+      for (int i = 0; i < Count; ++i) sums[i] = less_of(sums[i], cmax.y[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) codes[i] = cut(sums[i]);
     if (shift)
 #pragma GCC unroll 8
       for (int i = 0; i < Count; ++i) {
@@ -116,6 +119,8 @@ struct RunQuantizer<Run<F, Count>> {
 };
 constexpr int kLoadedSinks = 2;
 template <class Run>
+struct RunSource;
+template <class Run>
 struct RunQuantizers {
   RunQuantizer<Run> of_sink[kLoadedSinks];
   [[gnu::always_inline]] void load(const TileResults& results, int column) {
@@ -124,15 +129,23 @@ struct RunQuantizers {
       if (i < results.sinks) of_sink[i].load(results.sink[i], column);
   }
 };
-template <class Run>
-struct RunSource {
-  Run alpha, beta, step;
+template <class F, int Count>
+struct RunSource<Run<F, Count>> {
+  Run<F, Count> alpha{}, beta{}, unit{};
+  const float* step;  // of the first column
+  float scale = 0;    // of the rows that `unit` is for
   [[gnu::always_inline]] void load(const CodeSource& s, int column) {
-    alpha.load(s.alpha + column), beta.load(s.beta + column), step.load(s.step + column);
+    alpha.load(s.alpha + column), beta.load(s.beta + column), unit.load(s.step + column);
+    step = s.step + column;
   }
   template <bool Add>
-  [[gnu::always_inline]] void values(Run& run, const CodeSource& s, int row, const uint8_t* codes) const {
-    run.template values<Add>(alpha, beta, step, s.scale[row], codes);
+  [[gnu::always_inline]] void values(Run<F, Count>& run, float scale_of_row, const uint8_t* codes) {
+    if (scale_of_row != scale) {
+      scale = scale_of_row;
+      unit.load(step);
+      unit.each([&](F& v, int) __attribute__((always_inline)) { v = all<F>(scale) * v; });
+    }
+    run.template values<Add>(alpha, beta, unit, codes);
   }
 };
 
@@ -163,10 +176,11 @@ struct Block {
 };
 // Calls work(block) for blocks of at most kRowsTogether rows and kChunk columns.
 template <class Work>
-[[gnu::always_inline]] inline void for_each_block(int rows, int cols, Work&& work) {
-  for (int row = 0; row < rows; row += kRowsTogether)
-    for (int column = 0; column < cols; column += kChunk)
-      work(Block{row, min_of(kRowsTogether, rows - row), column, min_of(kChunk, cols - column)});
+[[gnu::always_inline]] inline void for_each_block(const Block& all, Work&& work) {
+  const int end_row = all.row + all.rows, end_column = all.column + all.columns;
+  for (int row = all.row; row < end_row; row += kRowsTogether)
+    for (int column = all.column; column < end_column; column += kChunk)
+      work(Block{row, min_of(kRowsTogether, end_row - row), column, min_of(kChunk, end_column - column)});
 }
 
 // Where a block goes. Codes go to their place at once where channels are in order, and through a buffer where there are two
@@ -208,7 +222,7 @@ class BlockWriter {
   template <class Run>
   [[gnu::always_inline]] void quantize(const RunQuantizer<Run>& q, int sink, int line, int column,
                                        const Run& run) const {
-    q.store(run, codes_[sink] + line * stride_[sink] + column);
+    q.template store<true>(run, codes_[sink] + line * stride_[sink] + column);
   }
 
   float* y_;
@@ -232,50 +246,133 @@ class BlockReader {
 };
 
 // ---- epilogue --------------------------------------------------------------------------------------------------------
-// The integers of a run, register by register.
-class RunSums {
+// The integers of a run. Rows that follow one another mostly have the same column terms, which stay in registers.
+template <class Run>
+class RunSums;
+template <class F, int Count>
+class RunSums<Run<F, Count>> {
  public:
-  RunSums(const EpilogueTile& t, int row, int panel, int column)
-      : sums_(t.sums + panel * (t.panel_stride - t.panel_cols) + int64_t(row) * t.panel_cols + column),
-        column_(t.column_terms[row] + t.first_column + column),
-        row_term_(t.row_terms[row]),
-        shift_(t.shift) {}
+  // `panel`: of the tile, as the column.
+  RunSums(const EpilogueTile& t, const TilePart& part, int panel, int column)
+      : sums_(part.sums + (panel - part.column / t.panel_cols) * (part.panel_stride - t.panel_cols) + column -
+              part.column),
+        column_(t.first_column + column),
+        row_(part.row),
+        panel_cols_(t.panel_cols),
+        shift_(t.shift),
+        row_terms_(t.row_terms),
+        column_terms_(t.column_terms) {}
 
-  [[gnu::always_inline]] int32_t at(int32_t, int column) const {
-    return int32_t((sums_[column] << shift_) + column_[column] + row_term_);
-  }
-  [[gnu::always_inline]] Integers at(Integers, int column) const {
-    typedef uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));  // because sums wrap
-    return Integers((load_as<Unsigned>(sums_ + column) << shift_) + load_as<Unsigned>(column_ + column) + row_term_);
+  // with(integers, their first column) for each register of a row.
+  template <class With>
+  [[gnu::always_inline]] void each(int row, With&& with) {
+    if (column_terms_[row] != terms_of_) take_terms(column_terms_[row]);
+    const uint32_t* const sums = sums_ + int64_t(row - row_) * panel_cols_;
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i)
+      with(shifted_sum(load_as<Ints<F>>(sums + i * Shape<F>::lanes), shift_, terms_[i], row_terms_[row]), i);
   }
 
  private:
-  const uint32_t *sums_, *column_;
-  uint32_t row_term_;
-  int shift_;
+  [[gnu::always_inline]] void take_terms(const uint32_t* terms) {
+    terms_of_ = terms;
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) terms_[i] = load_as<Ints<F>>(terms + column_ + i * Shape<F>::lanes);
+  }
+
+  const uint32_t *sums_, *terms_of_ = nullptr;
+  const int column_, row_, panel_cols_, shift_;
+  const uint32_t* const row_terms_;
+  const uint32_t* const* const column_terms_;
+  Ints<F> terms_[Count] = {};
 };
 
-void integer_epilogue(const EpilogueTile& t) {
-  for (int row = 0; row < t.rows; ++row) {
-    int32_t* to = t.acc + row * t.acc_ld;
-    for_each_run(t.panel_cols, 0, t.cols, [&](auto run, int panel, int first) __attribute__((always_inline)) {
-      using F = std::remove_reference_t<decltype(run.y[0])>;
-      const RunSums sums(t, row, panel, first);
-      run.each([&](F&, int at) __attribute__((always_inline)) { store_as(to + first + at, sums.at(Ints<F>{}, at)); });
-    });
-  }
+void integer_epilogue(const EpilogueTile& t, const TilePart& part) {
+  for_each_run(t.panel_cols, part.column, part.column + part.columns,
+               [&](auto run, int panel, int first) __attribute__((always_inline)) {
+                 using F = std::remove_reference_t<decltype(run.y[0])>;
+                 RunSums<decltype(run)> sums(t, part, panel, first);
+                 for (int row = part.row; row < part.row + part.rows; ++row)
+                   sums.each(row, [&](Ints<F> sum, int i) __attribute__((always_inline)) {
+                     store_as(t.acc + row * t.acc_ld + first + i * Shape<F>::lanes, sum);
+                   });
+               });
 }
 
 // What a layer has beside its scales. `Any`: look at every run what there is.
 enum Steps { kScales = 0, kBias = 1, kRelu = 2, kCodes = 4, kRelu6 = 8, kAny = 16 };
 
+// What a layer inside a network mostly writes: codes alone, of one or two tensors, in the order of the channels.
+bool writes_codes_in_order(const EpilogueTile& t) {
+  for (int i = 0; i < t.results.sinks; ++i)
+    if (t.results.sink[i].second) return false;
+  return !t.results.y && t.results.sinks > 0 && t.results.sinks <= kLoadedSinks && !t.residual_codes.second;
+}
+bool needs_no_floor(const EpilogueTile& t) {
+  for (int i = 0; i < t.results.sinks; ++i)
+    if (!t.results.sink[i].positive) return false;
+  return t.activation == Activation::relu || t.activation == Activation::relu6;
+}
+
+// Where codes of a column go, or come from.
+template <class Byte>
+struct ColumnOfCodes {
+  Byte* codes = nullptr;
+  int64_t to_next_row = 0;
+  [[gnu::always_inline]] void begin(const CodeRows& rows, Byte* all, int column) {
+    codes = all + rows.first + column, to_next_row = rows.channels;
+  }
+  [[gnu::always_inline]] Byte* at(int row) const { return codes + row * to_next_row; }
+};
+
+// Stores of codes might change anything in memory, for all that the compiler knows: so all that a row needs is in variables. A part
+// of four rows is worth calling this for.
 template <int Steps>
-void epilogue_of(const EpilogueTile& tile) {
+void epilogue_to_codes(const EpilogueTile& t, const TilePart& part) {
+  constexpr bool kFloor = !(Steps & (kRelu | kRelu6));
+  const float* const row_scale = t.row_scale;
+  const float* const residual_scale = t.residual_codes.scale;
+  const int sinks = t.results.sinks;
+  const Block whole{part.row, part.rows, part.column, part.columns};
+  for_each_block(whole, [&](const Block& b) __attribute__((always_inline)) {
+    const auto work = [&](auto run, int panel, int first) __attribute__((always_inline)) {
+      using F = std::remove_reference_t<decltype(run.y[0])>;
+      decltype(run) w_scale, bias;
+      RunQuantizers<decltype(run)> quantizers;
+      RunSource<decltype(run)> source;
+      ColumnOfCodes<const uint8_t> residual;
+      ColumnOfCodes<uint8_t> to[kLoadedSinks];
+      w_scale.load(t.w_scale + first);
+      bias.load(t.bias + first);
+      if (Steps & kCodes) source.load(t.residual_codes, first);
+      if (Steps & kCodes) residual.begin(t.residual_codes, t.residual_codes.codes, first);
+      quantizers.load(t.results, first);
+      for (int i = 0; i < sinks; ++i) to[i].begin(t.results.sink[i], t.results.sink[i].codes, first);
+      RunSums<decltype(run)> sums(t, part, panel, first);
+      for (int row = b.row; row < b.row + b.rows; ++row) {
+        const F scale = all<F>(row_scale[row]);
+        sums.each(row, [&](Ints<F> sum, int i) __attribute__((always_inline)) { run.y[i] = to_floats(sum) * scale; });
+        run.multiply(w_scale);
+        run.add(bias);
+        if (Steps & kCodes) source.template values<true>(run, residual_scale[row], residual.at(row));
+        if (Steps & (kRelu | kRelu6)) run.relu();
+        if (Steps & kRelu6) run.at_most(6);
+        quantizers.of_sink[0].template store<kFloor>(run, to[0].at(row));
+        if (sinks > 1) quantizers.of_sink[1].template store<kFloor>(run, to[1].at(row));
+      }
+    };
+    for_each_run(t.panel_cols, b.column, b.column + b.columns, work);
+  });
+}
+
+template <int Steps>
+void epilogue_of(const EpilogueTile& tile, const TilePart& part) {
   const EpilogueTile t = tile;
   const bool adds_codes = Steps & kCodes || (Steps & kAny && t.residual_codes.codes);
   BlockWriter writer;
   BlockReader residual;
-  for_each_block(t.rows, t.cols, [&](const Block& b) __attribute__((always_inline)) {
+  const Block whole{part.row, part.rows, part.column, part.columns};
+  for_each_block(whole, [&](const Block& b) __attribute__((always_inline)) {
     if (adds_codes) residual.begin(t.residual_codes, b);
     writer.begin(t.results, b);
     const auto work = [&](auto run, int panel, int first) __attribute__((always_inline)) {
@@ -287,17 +384,17 @@ void epilogue_of(const EpilogueTile& tile) {
       const bool adds_bias = Steps & kBias || (Steps & kAny && t.bias);
       if (adds_bias) bias.load(t.bias + first);
       if (adds_codes) source.load(t.residual_codes, first);
+      RunSums<decltype(run)> sums(t, part, panel, first);
       quantizers.load(t.results, first);
       for (int line = 0; line < b.rows; ++line) {
         const int row = b.row + line;
-        const RunSums sums(t, row, panel, first);
         const F row_scale = all<F>(t.row_scale[row]);
-        run.each([&](F& v, int at)
-                     __attribute__((always_inline)) { v = to_floats(sums.at(Ints<F>{}, at)) * row_scale; });
+        sums.each(row,
+                  [&](Ints<F> sum, int i) __attribute__((always_inline)) { run.y[i] = to_floats(sum) * row_scale; });
         run.multiply(w_scale);
         if (adds_bias) run.add(bias);
         if (Steps & kAny && t.residual) run.add(t.residual + row * t.residual_ld + first);
-        if (adds_codes) source.template values<true>(run, t.residual_codes, row, residual.at(line, first));
+        if (adds_codes) source.template values<true>(run, t.residual_codes.scale[row], residual.at(line, first));
         if (Steps & (kRelu | kRelu6)) run.relu();
         if (Steps & kRelu6) run.at_most(6);
         if (Steps & kAny) run.activate(t);
@@ -311,20 +408,27 @@ void epilogue_of(const EpilogueTile& tile) {
   });
 }
 
-void epilogue(const EpilogueTile& t) {
-  if (t.acc) return integer_epilogue(t);
+void epilogue(const EpilogueTile& t, const TilePart& part) {
+  if (t.acc) return integer_epilogue(t, part);
   const bool common = t.activation != Activation::hardtanh && !t.residual && !t.post_scale && !t.post_bias;
   const int activation = t.activation == Activation::relu ? kRelu : t.activation == Activation::relu6 ? kRelu6 : 0;
   const int steps = (t.bias ? kBias : 0) | activation | (t.residual_codes.codes ? kCodes : 0);
+  const bool codes = common && t.bias && writes_codes_in_order(t);
+  if (codes && needs_no_floor(t)) {
+    if (steps == (kBias | kRelu)) return epilogue_to_codes<kBias | kRelu>(t, part);
+    if (steps == (kBias | kRelu6)) return epilogue_to_codes<kBias | kRelu6>(t, part);
+    if (steps == (kBias | kCodes | kRelu)) return epilogue_to_codes<kBias | kCodes | kRelu>(t, part);
+  }
+  if (codes && steps == kBias) return epilogue_to_codes<kBias>(t, part);
+  if (codes && steps == (kBias | kCodes)) return epilogue_to_codes<kBias | kCodes>(t, part);
   switch (common ? steps : kAny) {
-    case kScales: return epilogue_of<kScales>(t);
-    case kBias: return epilogue_of<kBias>(t);
-    case kRelu: return epilogue_of<kRelu>(t);
-    case kBias | kRelu: return epilogue_of<kBias | kRelu>(t);
-    case kBias | kRelu6: return epilogue_of<kBias | kRelu6>(t);
-    case kBias | kCodes: return epilogue_of<kBias | kCodes>(t);
-    case kBias | kCodes | kRelu: return epilogue_of<kBias | kCodes | kRelu>(t);
-    default: return epilogue_of<kAny>(t);
+    case kScales: return epilogue_of<kScales>(t, part);
+    case kBias: return epilogue_of<kBias>(t, part);
+    case kRelu: return epilogue_of<kRelu>(t, part);
+    case kBias | kRelu: return epilogue_of<kBias | kRelu>(t, part);
+    case kBias | kRelu6: return epilogue_of<kBias | kRelu6>(t, part);
+    case kBias | kCodes | kRelu: return epilogue_of<kBias | kCodes | kRelu>(t, part);
+    default: return epilogue_of<kAny>(t, part);
   }
 }
 
@@ -333,7 +437,7 @@ void combine(const CombineTile& tile) {
   const CombineTile t = tile;
   BlockWriter writer;
   BlockReader a, b;
-  for_each_block(t.rows, t.cols, [&](const Block& block) __attribute__((always_inline)) {
+  for_each_block({0, t.rows, 0, t.cols}, [&](const Block& block) __attribute__((always_inline)) {
     a.begin(t.a, block);
     b.begin(t.b, block);
     writer.begin(t.results, block);
@@ -348,11 +452,11 @@ void combine(const CombineTile& tile) {
         const int row = block.row + line;
         const float* x = t.x + row * t.x_ld + first;
         if (t.a.codes)
-          of_a.template values<false>(run, t.a, row, a.at(line, first));
+          of_a.template values<false>(run, t.a.scale[row], a.at(line, first));
         else
           run.each([&](F& v, int at) { v = load_as<F>(x + at); });
         if (t.a.codes && t.x) run.add(x);
-        if (t.b.codes) of_b.template values<true>(run, t.b, row, b.at(line, first));
+        if (t.b.codes) of_b.template values<true>(run, t.b.scale[row], b.at(line, first));
         run.activate(t);
         writer.write(t.results, line, first, run, quantizers);
       }

@@ -54,19 +54,65 @@ template <class V, class T>
   std::memcpy(p, &value, sizeof value);
 }
 
+// One value in every lane. With F{} + value the compiler adds, because of -0.
 template <class F>
-[[gnu::always_inline]] inline F all(float value) {
-  return F{} + value;
-}
+F all(float value);
 template <>
 [[gnu::always_inline]] inline float all<float>(float value) {
   return value;
+}
+template <>
+[[gnu::always_inline]] inline Floats all<Floats>(float value) {
+#if defined(__AVX512F__)
+  return Floats(_mm512_set1_ps(value));
+#elif defined(__AVX2__)
+  return Floats(_mm256_set1_ps(value));
+#elif defined(__aarch64__)
+  return Floats(vdupq_n_f32(value));
+#else
+  return Floats{value, value, value, value};
+#endif
+}
+
+// (sum << by) + more + row, modulo 2^32. x86 shifts all lanes by one count with two instructions, and each by its own with one.
+[[gnu::always_inline]] inline int32_t shifted_sum(int32_t sum, int by, int32_t more, uint32_t row) {
+  return int32_t((uint32_t(sum) << by) + uint32_t(more) + row);
+}
+[[gnu::always_inline]] inline Integers shifted_sum(Integers sum, int by, Integers more, uint32_t row) {
+#if defined(__AVX512F__)
+  const __m512i shifted = _mm512_sllv_epi32(__m512i(sum), _mm512_set1_epi32(by));
+  return Integers(_mm512_add_epi32(_mm512_add_epi32(shifted, __m512i(more)), _mm512_set1_epi32(int(row))));
+#elif defined(__AVX2__)
+  const __m256i shifted = _mm256_sllv_epi32(__m256i(sum), _mm256_set1_epi32(by));
+  return Integers(_mm256_add_epi32(_mm256_add_epi32(shifted, __m256i(more)), _mm256_set1_epi32(int(row))));
+#else
+  typedef uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));
+  return Integers((Unsigned(sum) << by) + Unsigned(more) + row);
+#endif
 }
 
 inline float to_floats(int32_t v) { return float(v); }
 inline float greater_of(float a, float b) { return a > b ? a : b; }
 inline float less_of(float a, float b) { return a < b ? a : b; }
 inline float where_greater(float a, float b, float yes, float no) { return a > b ? yes : no; }
+
+// a * b + c of integers, which float32 holds whatever the order: not for sums that round.
+inline float exact_sum(float a, float b, float c) { return a * b + c; }
+#if defined(__AVX512F__)
+inline Floats exact_sum(Floats a, Floats b, Floats c) {
+  return Floats(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+#elif defined(__AVX2__)
+inline Floats exact_sum(Floats a, Floats b, Floats c) {
+  return Floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+#elif defined(__aarch64__)
+inline Floats exact_sum(Floats a, Floats b, Floats c) {
+  return Floats(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+}
+#else
+inline Floats exact_sum(Floats a, Floats b, Floats c) { return a * b + c; }
+#endif
 
 inline int32_t cut(float v) { return int32_t(v); }
 
@@ -107,6 +153,15 @@ template <>
   return to_floats(i32x4);
 #endif
 }
+
+// Whether store_codes(cut(v)) makes 255 of whatever is larger.
+#if defined(__AVX512F__)
+template <class F>
+constexpr bool kSaturates = Shape<F>::lanes > 1;
+#else
+template <class F>
+constexpr bool kSaturates = false;
+#endif
 
 // Integers that are 0 to 255 as bytes: `count` registers of them.
 [[gnu::always_inline]] inline void store_codes(uint8_t* to, const int32_t* v, int count) {

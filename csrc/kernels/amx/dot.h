@@ -78,16 +78,16 @@ struct MatrixSteps {
 
 void amx_pair(const MatrixWeights& weights, const MatrixGroup& first, const MatrixGroup& second, int64_t row_stride,
               const uint8_t* ahead, int lines) {
-  if (weights.fresh) {
+  if (!first.begin) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
   } else {
-    _tile_loadd(0, first.sums, kPanelRow);
-    _tile_loadd(1, first.sums + 16, kPanelRow);
-    _tile_loadd(2, second.sums, kPanelRow);
-    _tile_loadd(3, second.sums + 16, kPanelRow);
+    _tile_loadd(0, first.begin, kPanelRow);
+    _tile_loadd(1, first.begin + 16, kPanelRow);
+    _tile_loadd(2, second.begin, kPanelRow);
+    _tile_loadd(3, second.begin + 16, kPanelRow);
   }
   MatrixSteps at(weights);
   do {
@@ -143,7 +143,7 @@ void amx_single(const MatrixWeights& weights, const MatrixGroup& group, int64_t 
   multiply_single(weights, group.rows, row_stride, sums);
   for (int at = skip * 32; at < count * 32; at += 16) {
     __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(sums.half[0] + at), _mm512_loadu_si512(sums.half[1] + at));
-    if (!weights.fresh) sum = _mm512_add_epi32(sum, _mm512_loadu_si512(group.sums + at));
+    if (group.begin) sum = _mm512_add_epi32(sum, _mm512_loadu_si512(group.begin + at));
     _mm512_storeu_si512(group.sums + at, sum);
   }
 }

@@ -70,8 +70,10 @@ void write_one(const TileResults& to, int m, int n, float y) {
   }
 }
 
-void epilogue_one(const EpilogueTile& t, int m, int n) {
-  const uint32_t sum = t.sums[n / t.panel_cols * t.panel_stride + int64_t(m) * t.panel_cols + n % t.panel_cols];
+void epilogue_one(const EpilogueTile& t, const TilePart& part, int m, int n) {
+  const int column = n - part.column;
+  const uint32_t sum = part.sums[column / t.panel_cols * part.panel_stride + int64_t(m - part.row) * t.panel_cols +
+                                 column % t.panel_cols];
   const int32_t acc = int32_t((sum << t.shift) + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
   if (t.acc) {
     t.acc[m * t.acc_ld + n] = acc;
@@ -88,9 +90,9 @@ void epilogue_one(const EpilogueTile& t, int m, int n) {
   write_one(t.results, m, n, y);
 }
 
-void epilogue(const EpilogueTile& t) {
-  for (int m = 0; m < t.rows; ++m)
-    for (int n = 0; n < t.cols; ++n) epilogue_one(t, m, n);
+void epilogue(const EpilogueTile& t, const TilePart& part) {
+  for (int m = part.row; m < part.row + part.rows; ++m)
+    for (int n = part.column; n < part.column + part.columns; ++n) epilogue_one(t, part, m, n);
 }
 
 void combine(const CombineTile& t) {
@@ -171,7 +173,8 @@ void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geo
     for (int64_t m = mine.begin; m < mine.end; ++m) {
       const OutputPosition p = output_position(geometry, m);
       for (int n = 0; n < outputs; ++n) sums[n] = uint32_t(dot_product(layer, geometry, codes, p, n, weights[n]));
-      epilogue({sums.data(), 0, outputs, 0}, &no_row_term, m, 1, 0, outputs);
+      epilogue.begin({m, 1, 0, outputs}, {outputs, 0}, &no_row_term);
+      epilogue.finish(sums.data(), 0);
     }
   });
 }
