@@ -70,10 +70,11 @@ class RowsInTurn {
   void done(const MatrixGroup& group, int row, int rows, int skip) const {
     if (to_) to_->rows_done(sums_.panel, row + skip, rows - skip, group.sums + skip * columns_);
   }
+  // Of a pair. Rows that both of them have come out the same twice.
   void done(const MatrixGroup& one, int row, int rows, const MatrixGroup& other, int other_row) const {
-    const bool follows = other_row == row + rows;
-    done(one, row, follows ? 2 * rows : rows, 0);
-    if (!follows) done(other, other_row, rows, 0);
+    const int behind = other_row - row;
+    done(one, row, behind <= rows ? behind + rows : rows, 0);
+    if (behind > rows) done(other, other_row, rows, 0);
   }
 
  private:
@@ -136,6 +137,10 @@ class DotSegment final : public SegmentKernel {
 
   bool shifts_all() const override { return dot_.matrix; }
   bool completes_rows(const PreparedRows& rows) const override { return dot_.matrix && !few(rows); }
+  bool prefers_one_run(const PreparedRows& lines, int pitch) const override {
+    const int count = lines.rows / lines.run;
+    return dot_.matrix && 16 * groups_of_run(in_one_run(lines, pitch).rows) <= 15 * count * groups_of_run(lines.run);
+  }
   int rows_at_once() const override { return dot_.matrix ? kMatrixRows : kRowsAtOnce; }
 
  protected:
@@ -203,10 +208,8 @@ class DotSegment final : public SegmentKernel {
     return rows;
   }
   // Rows of a group, one number for all runs: the last group of a run overlaps the one before it by as little as can be.
-  int rows_of_group(int run) const {
-    const int groups = (run + dot_.matrix->rows - 1) / dot_.matrix->rows;
-    return (run + groups - 1) / groups;
-  }
+  int rows_of_group(int run) const { return (run + groups_of_run(run) - 1) / groups_of_run(run); }
+  int groups_of_run(int run) const { return (run + dot_.matrix->rows - 1) / dot_.matrix->rows; }
   // The next brick, of which every step of every pair of groups fetches a part.
   struct Ahead {
     const uint8_t* at;
@@ -231,10 +234,11 @@ class DotSegment final : public SegmentKernel {
       for (int at = 0; at < rows.run; at += count) {
         const int begin = std::min(at, rows.run - count);
         const RowsOfGroup next{run + begin * rows.stride, first + begin};
-        if (begin < at) {
+        const int behind = next.row - waiting.row;
+        if (begin < at && !(waiting.codes && behind < count)) {
           single(next, at - begin);
         } else if (waiting.codes) {
-          const MatrixGroup one = turn.group(waiting, 0), other = turn.group(next, count);
+          const MatrixGroup one = turn.group(waiting, 0), other = turn.group(next, std::min(behind, count));
           matrix.pair(weights, one, other, rows.stride, ahead.at, lines);
           turn.done(one, waiting.row, count, other, next.row);
           tier_.counters.matrix_pair.add(1);

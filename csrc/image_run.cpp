@@ -226,9 +226,19 @@ class ImageRun {
     take_row_terms(line, lines, ow, width);
     PreparedRows rows[kMaxSegments];
     for (int s = 0; s < layer_.segments(); ++s) rows[s] = prepared_rows(s, line, lines, ow, width);
+    const LinesInRun in_run = join_lines(rows[0], width);
     for (int64_t span = spans.begin; span < spans.end; ++span)
       finish_span(layer_, 0, int(span), rows, (first_line + line) * g_.out_w + ow, lines * width, row_terms_.data(),
-                  epilogue_);
+                  epilogue_, in_run);
+  }
+
+  // Whole lines one pixel apart, whose positions go on over the zeros between them: a matrix unit's groups are then full.
+  LinesInRun join_lines(PreparedRows& rows, int width) const {
+    const bool one_apart = width == g_.out_w && g_.stride_w == 1 && stride_h_ == 1;
+    if (!one_apart || !completes_rows(layer_, 0, rows, epilogue_) || !layer_.kernel(0, 0).prefers_one_run(rows, pixels_))
+      return {};
+    rows = in_one_run(rows, pixels_);
+    return {width, pixels_};
   }
 
   PreparedRows prepared_rows(int s, int line, int lines, int ow, int width) const {

@@ -212,8 +212,14 @@ class TileEpilogue final : public RowsDone {
   EpilogueTile tile_{};
 };
 
-// Multiplies all segments of a group for a span of panels and so many rows from m0 on, and finishes them.
+// Whether rows are handed over to the epilogue one by one, in a layer of one segment.
+bool completes_rows(const Layer& layer, int group, const PreparedRows& rows, const TileEpilogue& epilogue);
+// Multiplies all segments of a group for a span of panels and so many rows from m0 on, and finishes them. Rows that are handed over
+// may be lines in one run: the first `width` of every `pitch` rows are wanted.
+struct LinesInRun {
+  int width = 1, pitch = 1;
+};
 void finish_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int64_t m0, int rows,
-                 const uint32_t* row_terms, TileEpilogue& epilogue);
+                 const uint32_t* row_terms, TileEpilogue& epilogue, LinesInRun lines = {});
 
 }  // namespace soniq

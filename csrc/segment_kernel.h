@@ -60,6 +60,12 @@ struct PreparedRows {
   int64_t part_stride;  // to the next plane or part of the same codes
 };
 
+// Lines of neighbouring rows as one run, with what lies between them: from line to line are `pitch` rows.
+inline PreparedRows in_one_run(PreparedRows lines, int pitch) {
+  lines.rows = lines.run = (lines.rows / lines.run - 1) * pitch + lines.run;
+  return lines;
+}
+
 // Takes rows of a panel as soon as their sums are complete, [row][column of the panel], while they are hot.
 class RowsDone {
  public:
@@ -134,6 +140,8 @@ class SegmentKernel {
   virtual bool shifts_all() const { return false; }
   // Whether multiply() can hand over rows that are done.
   virtual bool completes_rows(const PreparedRows&) const { return false; }
+  // Whether it multiplies one run over the ends of lines, `pitch` rows from line to line, in less time than the lines.
+  virtual bool prefers_one_run(const PreparedRows& /*lines*/, int /*pitch*/) const { return false; }
   // For how many rows a brick should be read: sums that wait for others must stay close.
   virtual int rows_at_once() const { return kRowsAtOnce; }
 
