@@ -161,6 +161,9 @@ PYBIND11_MODULE(_core, m) {
   output.def_readwrite("unit", &Output::unit);
   output.def_readwrite("rows_per_scale", &Output::rows_per_scale);
   output.def_readwrite("residual_codes", &Output::residual_codes).def_readwrite("results", &Output::results);
+  output.def_property(
+      "pooling", [](const Output& o) { return o.pooling; },
+      [](Output& o, const PoolTask& task) { o.pools = true, o.pooling = task; });
   output.def_readwrite("lo", &Output::lo).def_readwrite("hi", &Output::hi);
   output.def_property(
       "activation", [](const Output& o) { return int(o.activation); },

@@ -97,10 +97,23 @@ void TileEpilogue::values(int64_t m0, int n0) {
   tile.results = output_.results.tile(m0, n0, outputs);
 }
 
-void TileEpilogue::begin(const TileShape& shape, const SumsShape& sums, const uint32_t* row_terms) {
+// A window lies in one image, whose rows have one scale.
+void TileEpilogue::take_windows(const Windows& windows, int n0) {
+  window_scale_.resize(windows.rows);
+  for (int i = 0; i < windows.rows; ++i) window_scale_[i] = row_scale_[windows.tap[i * windows.taps]];
+  tile_.row_scale = window_scale_.data();
+  tile_.windows = windows.tap;
+  tile_.taps = windows.taps;
+  tile_.results = output_.results.tile(windows.m0, n0, layer_.shape().outputs);
+  rows_ = windows.rows;
+}
+
+void TileEpilogue::begin(const TileShape& shape, const SumsShape& sums, const uint32_t* row_terms,
+                         const Windows* windows) {
   const int outputs = layer_.shape().outputs;
   take_rows(shape.m0, shape.rows);
   shape_ = shape;
+  rows_ = shape.rows;
   tile_.panel_cols = sums.columns;
   tile_.shift = sums.shift;
   tile_.first_column = shape.n0;
@@ -109,11 +122,12 @@ void TileEpilogue::begin(const TileShape& shape, const SumsShape& sums, const ui
   tile_.acc = output_.acc ? output_.acc + shape.m0 * outputs + shape.n0 : nullptr;
   tile_.acc_ld = outputs;
   if (!output_.acc) values(shape.m0, shape.n0);
+  if (windows) take_windows(*windows, shape.n0);
   epilogue_tier_.counters.epilogue.add(1);
 }
 
 void TileEpilogue::finish(const uint32_t* sums, int64_t stride) {
-  epilogue_tier_.table->epilogue(tile_, {sums, stride, 0, shape_.rows, 0, shape_.columns});
+  epilogue_tier_.table->epilogue(tile_, {sums, stride, 0, rows_, 0, shape_.columns});
 }
 
 void TileEpilogue::rows_done(int panel, int row, int rows, const uint32_t* sums) {

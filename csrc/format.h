@@ -68,4 +68,10 @@ struct Geometry {
   int64_t rows() const { return int64_t(batch) * out_h * out_w; }
 };
 
+// Windows of an NHWC tensor: `geometry` says where they are, dilation is 1. Positions in the padding do not count.
+struct PoolTask {
+  Geometry geometry;
+  int kernel_h = 1, kernel_w = 1, channels = 0;
+};
+
 }  // namespace soniq

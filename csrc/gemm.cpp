@@ -195,6 +195,7 @@ bool Layer::run_joined(const Input& input, const Geometry& geometry, const Outpu
 
 bool Layer::run(const Input& input, const Geometry& geometry, const Output& output) const {
   if (geometry.rows() == 0) return true;
+  if (output.pools && !finishes_pooled(*this, geometry, output)) return run_and_pool(*this, input, geometry, output);
   return joins_.empty() ? run_drivers(input, geometry, output) : run_joined(input, geometry, output);
 }
 

@@ -26,6 +26,7 @@ namespace soniq {
 namespace {
 
 constexpr int64_t kPreparedBytes = 640 << 10;  // prepared lines stay in L2 while all panels pass
+constexpr int64_t kPooledSums = 128 << 10;     // of lines that are pooled, which stay there too
 
 int div_up(int64_t n, int64_t unit) { return int((n + unit - 1) / unit); }
 
@@ -51,6 +52,7 @@ class ImageRun {
         pixels_((g_.out_w - 1) * g_.stride_w + taps_.w),
         rows_at_once_(rows_at_once(layer)),
         border_(layer.border(geometry)),
+        pooling_(output.pooling),
         epilogue_(layer, output, geometry, border_.get()) {
     for (int s = 0; s < layer.segments(); ++s) {
       const Segment& segment = layer.shape().segments[s];
@@ -78,7 +80,49 @@ class ImageRun {
     }
   }
 
+  // The same of lines of windows: only what is largest in one is finished. Lines that two blocks read are multiplied twice.
+  void share_pooled(Range lines, Range spans) {
+    const Geometry& p = pooling_.geometry;
+    const int most = pooled_lines_of_block();
+    for (int64_t line = lines.begin; line < lines.end;) {
+      const int oh = int(line % p.out_h), count = int(std::min<int64_t>({most, lines.end - line, p.out_h - oh}));
+      const int image = int(line / p.out_h), first = oh * p.stride_h - p.pad_top;
+      const int begin = std::max(first, 0);
+      const int end = std::min(first + (count - 1) * p.stride_h + pooling_.kernel_h, g_.out_h);
+      prepare(image, begin, end - begin);
+      take_windows(oh, count, begin);
+      const Windows windows{line * p.out_w, count * p.out_w, pooling_.kernel_h * pooling_.kernel_w, windows_.data()};
+      multiply_rows(int64_t(image) * g_.out_h + begin, 0, end - begin, 0, g_.out_w, spans, &windows);
+      line += count;
+    }
+  }
+
  private:
+  int pooled_lines_of_block() const {
+    const int64_t sums = int64_t(g_.out_w) * layer_.shape().outputs;
+    const int lines = int(std::min<int64_t>(lines_of_block(), kPooledSums / sums));
+    return std::max(1, (lines - pooling_.kernel_h) / pooling_.geometry.stride_h + 1);
+  }
+  // Of windows of lines [oh, oh + count), as rows of outputs from a line on. A tap in the padding is another one's twin.
+  void take_windows(int oh, int count, int first_line) {
+    const Geometry& p = pooling_.geometry;
+    const int height = pooling_.kernel_h, width = pooling_.kernel_w;
+    if (window_columns_.empty())
+      for (int ow = 0; ow < p.out_w; ++ow)
+        for (int kw = 0; kw < width; ++kw)
+          window_columns_.push_back(std::clamp(ow * p.stride_w - p.pad_left + kw, 0, g_.out_w - 1));
+    windows_.resize(size_t(count) * p.out_w * height * width);
+    int32_t* to = windows_.data();
+    for (int i = 0; i < count; ++i, to += p.out_w * height * width)
+      for (int kh = 0; kh < height; ++kh) {
+        const int h = std::clamp((oh + i) * p.stride_h - p.pad_top + kh, 0, g_.out_h - 1);
+        const int32_t* column = window_columns_.data();
+        for (int ow = 0; ow < p.out_w; ++ow)
+          for (int kw = 0; kw < width; ++kw)
+            to[(ow * height + kh) * width + kw] = (h - first_line) * g_.out_w + *column++;
+      }
+  }
+
   // Prepared lines that output lines read.
   int lines_read(int lines) const { return (lines - 1) * stride_h_ + (taps_.lines() - 1) * dilation_h_ + 1; }
   int lines_of_block() const {
@@ -222,14 +266,15 @@ class ImageRun {
         multiply_rows(first_line, line, std::min(lines, count - line), ow, std::min(width, g_.out_w - ow), spans);
   }
 
-  void multiply_rows(int64_t first_line, int line, int lines, int ow, int width, Range spans) {
+  void multiply_rows(int64_t first_line, int line, int lines, int ow, int width, Range spans,
+                     const Windows* windows = nullptr) {
     take_row_terms(line, lines, ow, width);
     PreparedRows rows[kMaxSegments];
     for (int s = 0; s < layer_.segments(); ++s) rows[s] = prepared_rows(s, line, lines, ow, width);
-    const LinesInRun in_run = join_lines(rows[0], width);
+    const LinesInRun in_run = windows ? LinesInRun{} : join_lines(rows[0], width);
     for (int64_t span = spans.begin; span < spans.end; ++span)
       finish_span(layer_, 0, int(span), rows, (first_line + line) * g_.out_w + ow, lines * width, row_terms_.data(),
-                  epilogue_, in_run);
+                  epilogue_, in_run, windows);
   }
 
   // Whole lines one pixel apart, whose positions go on over the zeros between them: a matrix unit's groups are then full.
@@ -271,24 +316,28 @@ class ImageRun {
   const int pixels_;                 // of a line that taps read
   const int rows_at_once_;
   std::shared_ptr<const BorderTable> border_;
+  const PoolTask& pooling_;
   TileEpilogue epilogue_;
   Lines lines_[kMaxSegments];
   std::vector<uint8_t> zeros_;        // a line of the padding
   std::vector<const uint8_t*> rows_;  // of a column
   std::vector<uint32_t> pixel_sums_, line_terms_, row_terms_;
+  std::vector<int32_t> windows_, window_columns_;
 };
 
 }  // namespace
 
 void run_image(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output) {
-  const int64_t lines = int64_t(geometry.batch) * geometry.out_h, spans = spans_of_group(layer);
+  const int64_t lines = int64_t(geometry.batch) * (output.pools ? output.pooling.geometry.out_h : geometry.out_h);
+  const int64_t spans = spans_of_group(layer);
   const int threads = threads_for(geometry.rows() * layer.shape().products_per_row(), std::max(lines, spans));
   const bool by_lines = lines >= 4 * threads || lines >= spans;
   parallel(threads, [&](int share, int shares) {
     const Range my_lines = by_lines ? share_of(lines, 1, share, shares) : Range{0, lines};
     const Range my_spans = by_lines ? Range{0, spans} : share_of(spans, 1, share, shares);
     if (my_lines.begin == my_lines.end || my_spans.begin == my_spans.end) return;
-    ImageRun(layer, codes, geometry, output).share(my_lines, my_spans);
+    ImageRun run(layer, codes, geometry, output);
+    output.pools ? run.share_pooled(my_lines, my_spans) : run.share(my_lines, my_spans);
   });
 }
 

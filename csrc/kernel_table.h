@@ -74,6 +74,10 @@ struct EpilogueTile {
   // acc = (sums << shift) + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
   const uint32_t* row_terms;            // [rows]
   const uint32_t* const* column_terms;  // [rows] -> [outputs of the layer], by border class
+  // Null, or a row that is written is the largest of `taps` of these, [row][tap] (the smallest where w_scale is negative); only
+  // what is above and the sums are then by rows that were multiplied.
+  const int32_t* windows;
+  int taps;
 
   int32_t* acc;  // [rows][acc_ld]; if not null: the integers are the result, nothing below is read
   int64_t acc_ld;

@@ -61,6 +61,9 @@ struct Output {
   float lo = 0, hi = 0;
   const float* post_scale = nullptr;  // [outputs] or null
   const float* post_bias = nullptr;   // [outputs] or null
+
+  bool pools = false;  // codes alone, and of every window of outputs only the largest
+  PoolTask pooling;
 };
 
 // Integer terms per output that depend on which taps are valid. Taps outside the image are exactly 0: activation
@@ -139,6 +142,9 @@ bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry
 // Of a layer that shares pixels; the geometry has dilation_w 1.
 void run_image(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+// Whether run_image writes what is left of a pooling; where it does not, all outputs are written and pooled.
+bool finishes_pooled(const Layer& layer, const Geometry& geometry, const Output& output);
+bool run_and_pool(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output);
 void run_reference(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 
 // Panels that drivers finish together, and how often that covers the outputs of a group.
@@ -179,6 +185,12 @@ struct TileShape {
   int64_t m0;
   int rows, n0, columns;
 };
+// Max pooling: what is written of a tile are rows [m0, m0 + rows), each the largest of `taps` rows of the tile.
+struct Windows {
+  int64_t m0;
+  int rows, taps;
+  const int32_t* tap;  // [rows][taps]
+};
 
 // Finishes sums, tile by tile.
 class TileEpilogue final : public RowsDone {
@@ -186,7 +198,8 @@ class TileEpilogue final : public RowsDone {
   TileEpilogue(const Layer& layer, const Output& output, const Geometry& geometry, const BorderTable* border);
 
   // The next tile. row_terms [rows]
-  void begin(const TileShape& tile, const SumsShape& sums, const uint32_t* row_terms);
+  void begin(const TileShape& tile, const SumsShape& sums, const uint32_t* row_terms,
+             const Windows* windows = nullptr);
   // All of it: its panels stand `stride` apart.
   void finish(const uint32_t* sums, int64_t stride);
   // Or some rows of a panel.
@@ -198,17 +211,19 @@ class TileEpilogue final : public RowsDone {
   void take_rows(int64_t m0, int rows);
   void take_borders(int64_t m0, int rows);
   void values(int64_t m0, int n0);
+  void take_windows(const Windows& windows, int n0);
 
   const Layer& layer_;
   const Output& output_;
   const Geometry& geometry_;
   const BorderTable* border_;
   const Tier& epilogue_tier_;
-  std::vector<float> row_scale_, residual_scale_;
+  std::vector<float> row_scale_, residual_scale_, window_scale_;
   std::vector<uint32_t> no_terms_;
   std::vector<const uint32_t*> column_terms_;
   int64_t first_row_ = -1;
   TileShape shape_{};
+  int rows_ = 0;  // that are written
   EpilogueTile tile_{};
 };
 
@@ -220,6 +235,7 @@ struct LinesInRun {
   int width = 1, pitch = 1;
 };
 void finish_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int64_t m0, int rows,
-                 const uint32_t* row_terms, TileEpilogue& epilogue, LinesInRun lines = {});
+                 const uint32_t* row_terms, TileEpilogue& epilogue, LinesInRun lines = {},
+                 const Windows* windows = nullptr);
 
 }  // namespace soniq

@@ -18,11 +18,6 @@ struct CombineTask {
 };
 void combine(const Tier& tier, const CombineTask& task);
 
-// Windows of an NHWC tensor: `geometry` says where they are, dilation is 1. Positions in the padding do not count.
-struct PoolTask {
-  Geometry geometry;
-  int kernel_h = 1, kernel_w = 1, channels = 0;
-};
 // The largest code of every window, which must not be empty; `out` is in the same stored order.
 void max_pool(const Tier& tier, const PoolTask& task, const uint8_t* codes, uint8_t* out);
 // float32(sum of levels) * (scale * 2^e), then * float32(1 / count); no padding. rows_per_scale of x

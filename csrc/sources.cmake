@@ -13,6 +13,7 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/span.cpp
   ${SONIQ_CSRC}/join.cpp
   ${SONIQ_CSRC}/image_run.cpp
+  ${SONIQ_CSRC}/pooling.cpp
   ${SONIQ_CSRC}/dot.cpp
   ${SONIQ_CSRC}/popcount.cpp
   ${SONIQ_CSRC}/lut.cpp

@@ -65,7 +65,7 @@ bool completes_rows(const Layer& layer, int group, const PreparedRows& rows, con
 }
 
 void finish_span(const Layer& layer, int group, int span, const PreparedRows* rows_of_segments, int64_t m0, int rows,
-                 const uint32_t* row_terms, TileEpilogue& epilogue, LinesInRun lines) {
+                 const uint32_t* row_terms, TileEpilogue& epilogue, LinesInRun lines, const Windows* windows) {
   static thread_local AlignedBytes sums_bytes;
   const int outputs = layer.shape().group_outputs(), columns = layer.kernel(0, 0).panel_columns();
   const int most = panels_of_span(layer), first = span * most, n0 = first * columns;
@@ -77,8 +77,8 @@ void finish_span(const Layer& layer, int group, int span, const PreparedRows* ro
   auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, most * panel_sums * 4));
   const int last_shift = order.count > 0 ? layer.shift(order.segment[order.count - 1]) : 0;
   epilogue.begin({m0, rows, group * outputs + n0, std::min(most * columns, outputs - n0)}, {columns, last_shift},
-                 row_terms);
-  const bool in_rows = completes_rows(layer, group, rows_of_segments[0], epilogue);
+                 row_terms, windows);
+  const bool in_rows = !windows && completes_rows(layer, group, rows_of_segments[0], epilogue);
   WantedRows wanted(epilogue, lines, columns);
   RowsDone* const each = lines.pitch > lines.width ? static_cast<RowsDone*>(&wanted) : &epilogue;
   if (order.count == 0) std::memset(sums, 0, size_t(panels * panel_sums) * 4);

@@ -261,11 +261,24 @@ class RunSums<Run<F, Count>> {
         panel_cols_(t.panel_cols),
         shift_(t.shift),
         row_terms_(t.row_terms),
-        column_terms_(t.column_terms) {}
+        column_terms_(t.column_terms),
+        windows_(t.windows),
+        taps_(t.taps) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i)
+      turned_[i] = windows_ ? load_as<Ints<F>>(t.w_scale + column + i * Shape<F>::lanes) >> 31 : Ints<F>{};
+  }
 
-  // with(integers, their first column) for each register of a row.
+  // with(integers, their number) for each register of a row.
   template <class With>
   [[gnu::always_inline]] void each(int row, With&& with) {
+    if (windows_) {
+      Ints<F> most[Count];
+      largest(windows_ + int64_t(row) * taps_, most);
+#pragma GCC unroll 8
+      for (int i = 0; i < Count; ++i) with(most[i], i);
+      return;
+    }
     if (column_terms_[row] != terms_of_) take_terms(column_terms_[row]);
     const uint32_t* const sums = sums_ + int64_t(row - row_) * panel_cols_;
 #pragma GCC unroll 8
@@ -274,6 +287,21 @@ class RunSums<Run<F, Count>> {
   }
 
  private:
+  // What makes the largest value: the smallest integer where the scale is negative, ~ turning their order.
+  [[gnu::always_inline]] void largest(const int32_t* window, Ints<F> (&most)[Count]) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) most[i] = of_row(window[0], i) ^ turned_[i];
+    for (int tap = 1; tap < taps_; ++tap)
+#pragma GCC unroll 8
+      for (int i = 0; i < Count; ++i) most[i] = greater_of(most[i], of_row(window[tap], i) ^ turned_[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) most[i] ^= turned_[i];
+  }
+  [[gnu::always_inline]] Ints<F> of_row(int row, int i) const {
+    const int at = i * Shape<F>::lanes;
+    return shifted_sum(load_as<Ints<F>>(sums_ + int64_t(row) * panel_cols_ + at), shift_,
+                       load_as<Ints<F>>(column_terms_[row] + column_ + at), row_terms_[row]);
+  }
   [[gnu::always_inline]] void take_terms(const uint32_t* terms) {
     terms_of_ = terms;
 #pragma GCC unroll 8
@@ -284,7 +312,9 @@ class RunSums<Run<F, Count>> {
   const int column_, row_, panel_cols_, shift_;
   const uint32_t* const row_terms_;
   const uint32_t* const* const column_terms_;
-  Ints<F> terms_[Count] = {};
+  const int32_t* const windows_;
+  const int taps_;
+  Ints<F> terms_[Count] = {}, turned_[Count];  // -1 where the scale is negative
 };
 
 void integer_epilogue(const EpilogueTile& t, const TilePart& part) {

@@ -114,6 +114,9 @@ inline Floats exact_sum(Floats a, Floats b, Floats c) {
 inline Floats exact_sum(Floats a, Floats b, Floats c) { return a * b + c; }
 #endif
 
+inline int32_t greater_of(int32_t a, int32_t b) { return a > b ? a : b; }
+inline Integers greater_of(Integers a, Integers b) { return a > b ? a : b; }
+
 inline int32_t cut(float v) { return int32_t(v); }
 
 inline Floats to_floats(Integers v) { return __builtin_convertvector(v, Floats); }

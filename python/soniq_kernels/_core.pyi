@@ -73,6 +73,7 @@ class Output:
     activation: int
     lo: float
     hi: float
+    pooling: PoolTask  # of codes: only what it leaves is written
 
 class CombineTask:
     rows: int

@@ -20,6 +20,7 @@ from soniq_kernels._joined import JoinedActivations
 from soniq_kernels._joined_tensors import joined_tensors
 from soniq_kernels._layers import Call, codes_in, explain_rows, operand, prepare, results_in
 from soniq_kernels._network_checks import in_words
+from soniq_kernels._pooled import pooled
 from soniq_kernels.activations import Activations, refuse_not_finite
 from soniq_kernels.tensors import Codes
 from soniq_kernels.weights import PackedWeights
@@ -37,12 +38,17 @@ class Step(NamedTuple):
 
     node: Node
     run: Callable[[], object]
-    shape: Shape  # of its first result
+    shape: Shape  # of its first result, before it is pooled
     products: int  # multiplications of codes, 0 where there is no layer
     packed: PackedWeights | None = None
     dilation: int = 1  # along the lines of an image
     reads_joined: bool = False
     call: Call | None = None  # of a layer whose scales are known; keeps what the core has pointers to
+    pools: bool = False  # and writes what a max pooling leaves
+
+
+class _PoolingError(Exception):
+    """Says itself which node it is about."""
 
 
 class Program:
@@ -54,8 +60,11 @@ class Program:
 
     def __init__(self, net: Network, shapes: Sequence[Shape]) -> None:
         self._lock = threading.Lock()  # tensors are shared by all runs
+        net, self._numbers, self._poolings = pooled(net)
         self._net = net
         self._shapes: dict[str, Shape] = dict(zip(net.inputs, shapes, strict=True))
+        self._pool_tasks: dict[str, _core.PoolTask] = {}  # by the first tensor that a convolution writes
+        self._unpooled: dict[str, Shape] = {}
         geometry = [self._infer(i, node) for i, node in enumerate(net.nodes)]
         places = {id(node): place for node, place in zip(net.nodes, geometry, strict=True)}
         self._joined = joined_tensors(net, self._shapes, lambda node: self._joining_cost(node, places[id(node)]))
@@ -105,6 +114,8 @@ class Program:
         """Sets the shapes of what the node writes; what its kernel has to know of places in the image."""
         try:
             shape, geometry = _SHAPES.get(node.op, _same_shape)(self._net, node, [self._shapes[n] for n in node.inputs])
+            if node.outputs[0] in self._poolings:
+                shape = self._infer_pooled(node.outputs[0], shape)
             for name in node.outputs:
                 codes = self._net.tensors[name]
                 if codes is not None and codes.plan.channels != shape[-1]:
@@ -115,11 +126,26 @@ class Program:
             if math.prod(shape) > MOST_VALUES:
                 raise ValueError(f"its result would have shape {shape}, more than {MOST_VALUES} values")
             return geometry
+        except _PoolingError as error:
+            raise ValueError(str(error)) from None
         except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"{in_words(index, node)}: {error}") from None
+            raise ValueError(f"{in_words(self._numbers[index], node)}: {error}") from None
+
+    def _infer_pooled(self, name: str, shape: Shape) -> Shape:
+        number, pool = self._poolings[name]
+        self._unpooled[name] = shape
+        try:
+            self._pool_tasks[name], after = ops.pool_task_of(shape, pool.kernel, pool.stride, pool.padding or 0)
+        except (ValueError, TypeError) as error:
+            raise _PoolingError(f"{in_words(number, pool)}: {error}") from None
+        return after
+
+    def _shape_of_layer(self, node: Node) -> Shape:
+        """Of what a layer computes, of which a pooling may leave less."""
+        return self._unpooled.get(node.outputs[0], self._shapes[node.outputs[0]])
 
     def _joining_cost(self, node: Node, geometry: _core.Geometry) -> float | None:
-        rows = math.prod(self._shapes[node.outputs[0]][:-1])
+        rows = math.prod(self._shape_of_layer(node)[:-1])
         return self._net.layers[node.layer or ""].joining_cost(rows, geometry.dilation_w)
 
     # ---- calls -----------------------------------------------------------------------------------------------------
@@ -135,7 +161,8 @@ class Program:
 
     def _bind(self, index: int, node: Node, geometry: Any) -> Step:
         x, y = [self._tensor(name) for name in node.inputs], [self._tensor(name) for name in node.outputs]
-        shape = self._shapes[node.outputs[0]]
+        shape = self._shape_of_layer(node)
+        task = self._pool_tasks.get(node.outputs[0])
         if node.op not in ("conv2d", "linear"):
             return Step(node, _BINDINGS[node.op](node, x, y, geometry), shape, 0)
         packed = self._net.layers[node.layer or ""]
@@ -145,13 +172,16 @@ class Program:
         def ready() -> Call:
             call = Call(operand(x[0], packed, check_finite=True), packed, shape)
             prepare(call, residual, node.activation, y, check_finite=False)
+            if task is not None:
+                call.output.pooling = task
             return call
 
         if not isinstance(x[0], Activations) and isinstance(packed.activation_scale, str):  # by what the rows hold
             return Step(node, lambda: ready().run(geometry), shape, products, packed, geometry.dilation_w)
         call = ready()
         joined = isinstance(x[0], JoinedActivations)
-        return Step(node, partial(call.run, geometry), shape, products, packed, geometry.dilation_w, joined, call)
+        run = partial(call.run, geometry)
+        return Step(node, run, shape, products, packed, geometry.dilation_w, joined, call, task is not None)
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------------------
@@ -333,9 +363,10 @@ def kernels_of(step: Step) -> str:
     """Which kernels a step runs, in words."""
     if step.packed is None:
         return ""
+    pooled = ", pooled" if step.pools else ""
     if step.reads_joined:
-        return ".".join(step.packed.joined(step.dilation).kernels[0])
-    return explain_rows(None, step.packed, _rows(step), step.dilation).kernel
+        return ".".join(step.packed.joined(step.dilation).kernels[0]) + pooled
+    return explain_rows(None, step.packed, _rows(step), step.dilation).kernel + pooled
 
 
 def ceiling_of(step: Step) -> float | None:

@@ -294,6 +294,31 @@ void check_result(const LayerCase& c, const Layer& layer, const Geometry& geomet
   });
 }
 
+// What a pooling by windows of 2 x 3 leaves of the codes, written by the layer itself, where the whole batch is expected.
+void check_pooled(const LayerCase& c, const Layer& layer, const Geometry& geometry, int index, Report& report) {
+  const Expected& all = c.results[index].expected;
+  if (all.codes.empty() || geometry.out_h < 2 || geometry.out_w < 2 || geometry.rows() == 0) return;
+  Output output = describe(c.results[index]);
+  output.pools = true;
+  PoolTask& task = output.pooling;
+  Geometry& g = task.geometry;
+  task.kernel_h = 2, task.kernel_w = 3, task.channels = c.shape.outputs;
+  g.batch = geometry.batch, g.in_h = geometry.out_h, g.in_w = geometry.out_w;
+  g.stride_h = 1, g.stride_w = 2, g.pad_left = 1;
+  g.out_h = g.in_h - 1, g.out_w = (g.in_w - 1) / 2 + 1;
+  Expected pooled;
+  for (const Tensor& t : all.codes) {
+    pooled.codes.push_back(t);
+    pooled.codes.back().codes.resize(g.rows() * task.channels);
+    max_pool(*find_tier("reference"), task, t.codes.data(), pooled.codes.back().codes.data());
+  }
+  const std::string what = "result " + std::to_string(index) + ", batch " + std::to_string(g.batch) + ", pooled";
+  pooled.check(g.rows() * task.channels, what, report, [&](const Results& results) {
+    output.results = results;
+    layer.run(c.codes.data(), geometry, output);
+  });
+}
+
 void check_layer_of(const LayerCase& c, const Layer& layer, Report& report) {
   for (const int batch : c.batches) {
     Geometry geometry = c.geometry;
@@ -303,7 +328,10 @@ void check_layer_of(const LayerCase& c, const Layer& layer, Report& report) {
     output.acc = acc.data();
     layer.run(c.codes.data(), geometry, output);
     acc.compare(c.acc, "acc, batch " + std::to_string(batch), report);
-    for (int i = 0; i < int(c.results.size()); ++i) check_result(c, layer, geometry, i, report);
+    for (int i = 0; i < int(c.results.size()); ++i) {
+      check_result(c, layer, geometry, i, report);
+      check_pooled(c, layer, geometry, i, report);
+    }
   }
 }
 

@@ -70,11 +70,19 @@ void write_one(const TileResults& to, int m, int n, float y) {
   }
 }
 
-void epilogue_one(const EpilogueTile& t, const TilePart& part, int m, int n) {
+int32_t integer(const EpilogueTile& t, const TilePart& part, int m, int n) {
   const int column = n - part.column;
   const uint32_t sum = part.sums[column / t.panel_cols * part.panel_stride + int64_t(m - part.row) * t.panel_cols +
                                  column % t.panel_cols];
-  const int32_t acc = int32_t((sum << t.shift) + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
+  return int32_t((sum << t.shift) + t.row_terms[m] + t.column_terms[m][t.first_column + n]);
+}
+
+void epilogue_one(const EpilogueTile& t, const TilePart& part, int m, int n) {
+  int32_t acc = integer(t, part, t.windows ? t.windows[m * t.taps] : m, n);
+  for (int tap = 1; t.windows && tap < t.taps; ++tap) {
+    const int32_t other = integer(t, part, t.windows[m * t.taps + tap], n);
+    acc = t.w_scale[n] < 0 ? std::min(acc, other) : std::max(acc, other);
+  }
   if (t.acc) {
     t.acc[m * t.acc_ld + n] = acc;
     return;
