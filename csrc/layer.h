@@ -62,7 +62,7 @@ struct Output {
   const float* post_scale = nullptr;  // [outputs] or null
   const float* post_bias = nullptr;   // [outputs] or null
 
-  bool pools = false;  // codes alone, and of every window of outputs only the largest
+  bool pools = false;                 // codes alone, and of every window of outputs only the largest
   PoolTask pooling;
 };
 
@@ -198,8 +198,7 @@ class TileEpilogue final : public RowsDone {
   TileEpilogue(const Layer& layer, const Output& output, const Geometry& geometry, const BorderTable* border);
 
   // The next tile. row_terms [rows]
-  void begin(const TileShape& tile, const SumsShape& sums, const uint32_t* row_terms,
-             const Windows* windows = nullptr);
+  void begin(const TileShape& tile, const SumsShape& sums, const uint32_t* row_terms, const Windows* windows = nullptr);
   // All of it: its panels stand `stride` apart.
   void finish(const uint32_t* sums, int64_t stride);
   // Or some rows of a panel.
