@@ -10,11 +10,8 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
 import random
-import shlex
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +38,6 @@ class Widths(NamedTuple):
     average: float
 
 
-LIMITS = ("SONIQ_ISA", "ONEDNN_MAX_CPU_ISA")  # what a run may be held to, by its environment
 WARM_CALLS, COUNTED_CALLS = 2, 3  # of a turn
 WIDTHS = {
     "1x1": Widths((1, 1), 1.0),
@@ -278,8 +274,7 @@ def main(
         for size in batch or [1, 8]:
             for count in threads or [1]:
                 rows += measure(name, size, count, rounds, left_out)
-    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
-    command = shlex.join([*limits, "python", "-m", "benchmarks.networks", *sys.argv[1:]])
+    command = probes.command("benchmarks.networks")
     result = {"suite": "cnns", "about": ABOUT, "machine": probes.machine(command, threads or [1]),
               "left_out": list(dict.fromkeys(left_out)), "targets": judge(rows), "rows": rows}  # fmt: skip
     place = out or (PARTS if network or batch or threads else RESULTS)

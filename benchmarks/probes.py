@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers
+from benchmarks import peers, without_amx
 from soniq_kernels import __version__, _core, isa
 
 # {tier: {what: products a cycle of its inner loop}}; csrc/README.md has them for every pair of widths.
@@ -55,6 +57,16 @@ def ceilings(tiers: list[str]) -> dict[str, float]:
     return {what: most for tier in tiers for what, most in CEILINGS.get(tier, {}).items()}
 
 
+LIMITS = ("SONIQ_ISA", "ONEDNN_MAX_CPU_ISA")  # what a run may be held to, by its environment
+
+
+def command(module: str) -> str:
+    """How this program was started, what it was held to included."""
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    refused = ["python", "-m", "benchmarks.without_amx"] if without_amx.is_refused() else []
+    return shlex.join([*limits, *refused, "python", "-m", module, *sys.argv[1:]])
+
+
 def machine(command: str, threads: list[int]) -> dict[str, Any]:
     """Processor, flags, threads, versions, date, command; and the measured clock and bandwidths."""
     return {
@@ -77,6 +89,5 @@ def _flags() -> list[str]:
     except OSError:
         return []
     names = next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return sorted(
-        name for name in names if name.startswith(("avx", "amx", "fma", "f16c", "asimd", "i8mm", "bf16", "sve"))
-    )
+    kinds = ("avx", "fma", "f16c", "asimd", "i8mm", "bf16", "sve", *(() if without_amx.is_refused() else ("amx",)))
+    return sorted(name for name in names if name.startswith(kinds))

@@ -7,8 +7,6 @@ is checked: ours with == against NumPy, others' within what their bits explain. 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +30,7 @@ def result_of(suite: Suite, options: measure.Options) -> dict[str, Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         rows, left_out = measure.run(suite, options, progress)
     return {
-        "suite": suite.name, "title": suite.title, "about": suite.about, "machine": probes.machine(_command(), suite.threads()),
+        "suite": suite.name, "title": suite.title, "about": suite.about, "machine": probes.machine(probes.command("benchmarks.report"), suite.threads()),
         "left_out": left_out, "targets": targets.judge(suite.name, rows), "rows": rows,
     }  # fmt: skip
 
@@ -89,10 +87,6 @@ def _shape(text: str) -> shapes.Shape:
         raise typer.BadParameter(f"got shape {text!r}, expected M x N x K as 128x4096x4096")
     m, n, k = map(int, sizes)
     return m, n, k
-
-
-def _command() -> str:
-    return shlex.join(["python", "-m", "benchmarks.report", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -55,6 +55,17 @@ def test_networks(tmp_path):
     assert all(name in (tmp_path / "cnns.md").read_text() for name in names)
 
 
+def test_without_amx(importable):
+    """A refused unit is no tier; the command says that it was."""
+    code = "from benchmarks import probes; from soniq_kernels import isa; print(isa.available(), probes.command('m'))"
+    done = run("benchmarks.without_amx", sys.executable, "-c", code)
+    if "takes no filter" in done.stderr:
+        pytest.skip("seccomp filters are not allowed here")
+    assert done.returncode == 0, done.stderr
+    assert "amx'" not in done.stdout and "benchmarks.without_amx python -m m" in done.stdout, done.stdout
+    assert "expected one" in run("benchmarks.without_amx").stderr
+
+
 def test_report_writes_all_its_files(tmp_path):
     """JSON, CSV, Markdown and pictures with every contender, wherever it was measured."""
     result = report(tmp_path, "--suite", "gemm", "--shape", "6x48x64", "--peer", "torch", "--seconds", 1)
