@@ -9,7 +9,7 @@
 //   activations 5: group 1     sums 2                     sums 3
 //
 //   a step of 64 codes: 4 tdpbusd (64 cycles), 4 tileloadd (32 cycles): 1024 products a cycle, half of the load ports' time
-//   the sums of a brick of 512 codes: 4 tileloadd and 4 tilestored, in place
+//   the sums of a brick of 576 codes: 4 tileloadd and 4 tilestored, in place, or to L1 where they are complete
 //
 // Measured on an Intel Xeon with AMX, of cycles of the clock that scalar code has (the unit is slower under power limits): a step
 // takes 74 to 79 with operands in registers, 80 to 95 from L1, 90 to 120 with the sums of a brick; 150 where both operands come
@@ -19,7 +19,10 @@
 // A group is up to 16 rows that stand a constant apart, as many as the tile registers are configured for: ldtilecfg takes 200
 // cycles, as much as three steps, so a call of the driver configures once, and rows are cut into groups of one size; the last
 // one of a run may overlap the one before it. Two groups may lie anywhere. One that is left has two sums an output, for steps
-// in turn: a sum waits 52 cycles for its product.
+// in turn: a sum waits 52 cycles for its product. Groups of 7 rows take as long as groups of 16.
+//
+// Vector instructions between the products gain little: while the unit multiplies they run at 0.8 a cycle in place of 2, as if it held one
+// of their ports. Finishing a pair's rows in the steps of the next one took as long as finishing them between the two.
 //
 // vpdpbusd's signs: activations are the unsigned side; weights of 8 bits are stored as c ^ 0x80 = c - 128.
 #pragma once
