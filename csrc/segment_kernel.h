@@ -174,16 +174,13 @@ class SegmentKernel {
     int codes, used, lines;
   };
   virtual void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const = 0;
-  // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them. Where a few rows
-  // that are left would take as long as several times as many, the last two tiles share theirs, in multiples of `shared`.
+  // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them.
   template <class Counts, class Body>
-  static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body, int shared = 0) {
+  static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body) {
     const uint8_t* run = rows.first;
     for (int first = 0; first < rows.rows; first += rows.run, run += rows.run_stride)
       for (int row = 0, n; row < rows.run; row += n) {
-        const int left = rows.run - row;
-        const bool shares = shared && left > most && left <= most + most / 4;
-        n = shares ? (left / 2 + shared - 1) / shared * shared : std::min(left, most);
+        n = std::min(most, rows.run - row);
         body(first + row, n, run + row * rows.stride);
         counts[n].add(1);
       }
