@@ -139,7 +139,7 @@ bool TileEpilogue::takes_rows() const {
   const auto two = [](const TensorFormat* format) { return format && !format->second.empty(); };
   for (int i = 0; i < output_.results.sinks; ++i)
     if (two(output_.results.sink[i].format)) return false;
-  return !two(output_.residual_codes.format);
+  return !output_.results.y && !output_.acc && !two(output_.residual_codes.format);
 }
 
 }  // namespace soniq

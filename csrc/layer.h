@@ -203,7 +203,8 @@ class TileEpilogue final : public RowsDone {
   void finish(const uint32_t* sums, int64_t stride);
   // Or some rows of a panel.
   void rows_done(int panel, int row, int rows, const uint32_t* sums) override;
-  // Whether that takes no longer: codes of two segments are put in their places many channels at a time.
+  // Whether that takes no longer: codes of two segments are put in their places many channels at a time, and floats of neighbouring
+  // panels lie together.
   bool takes_rows() const;
 
  private:
