@@ -280,10 +280,10 @@ class ImageRun {
   // Whole lines one pixel apart, whose positions go on over the zeros between them: a matrix unit's groups are then full.
   LinesInRun join_lines(PreparedRows& rows, int width) const {
     const bool one_apart = width == g_.out_w && g_.stride_w == 1 && stride_h_ == 1;
-    if (!one_apart || !completes_rows(layer_, 0, rows, epilogue_) ||
-        !layer_.kernel(0, 0).prefers_one_run(rows, pixels_))
-      return {};
-    rows = in_one_run(rows, pixels_);
+    if (!one_apart || !layer_.kernel(0, 0).prefers_one_run(rows, pixels_)) return {};
+    const PreparedRows run = in_one_run(rows, pixels_);
+    if (!completes_rows(layer_, 0, run, epilogue_)) return {};
+    rows = run;
     return {width, pixels_};
   }
 

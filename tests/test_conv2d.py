@@ -293,3 +293,20 @@ def test_any_geometry(data):
     for name in isa.available():
         with isa.use(name), cases.threads(data.draw(small(1, 3))):
             check(x, w, layout, geometry, expected, (name, geometry))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("height", [2, 3, 4, 9])
+def test_lines_of_one_position(tier, rng, size, height):
+    """Few positions, one a line: as one run they and what lies between them may be so few that another kernel takes them."""
+    layout, outputs = oracle.uniform(64, Grid("bipolar", 4), Grid("bipolar", 4)), 40
+    x = cases.random_codes(rng, (1, height + size - 1, size, 64), layout.segment, oracle.a_grids(layout))
+    w = cases.w_codes(rng, (outputs, size, size, 64), layout)
+    scale, plan = cases.random_scale(rng, outputs), cases.package_plan(oracle.uniform(outputs, *layout.pairs[0]))
+    packed = packing.pack(w, cases.package_plan(layout), scale)
+    y = oracle.epilogue(oracle.conv2d(x, w, layout), F32(1), oracle.total_exponent(layout), oracle.Epilogue(scale))
+    step = F32(np.abs(y).mean())
+    got = conv.conv2d(cases.activations(x, cases.package_plan(layout)), packed, out=(plan, step))
+    expected = oracle.quantize_channels(y, (0,) * outputs, oracle.a_grids(layout), step)
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_array_equal(got.codes(), expected)
