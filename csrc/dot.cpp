@@ -181,9 +181,9 @@ class DotSegment final : public SegmentKernel {
   }
 
  private:
-  // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
   static constexpr int kMatrixRows = 4096;  // unpacking a brick takes as long as multiplying a few groups
   static constexpr int kMatrixCodes = 576;  // bytes of weights that stay in L1 beside what passes: 1152 are slower
+  // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
   static BrickShape brick_shape(const DotFamily& dot) {
     return {dot.columns, dot.columns, unit(dot), kBlock, dot.pairs ? kUnit : 1, dot.matrix ? kMatrixCodes : 0};
   }

@@ -123,8 +123,6 @@ struct RunQuantizer<Run<F, Count>> {
 };
 constexpr int kLoadedSinks = 2;
 template <class Run>
-struct RunSource;
-template <class Run>
 struct RunQuantizers {
   RunQuantizer<Run> of_sink[kLoadedSinks];
   [[gnu::always_inline]] void load(const TileResults& results, int column) {
@@ -133,13 +131,15 @@ struct RunQuantizers {
       if (i < results.sinks) of_sink[i].load(results.sink[i], column);
   }
 };
+template <class Run>
+struct RunSource;
 template <class F, int Count>
 struct RunSource<Run<F, Count>> {
   Run<F, Count> alpha{}, beta{}, unit{};
-  const float* step;  // of the first column
-  float scale = 0;    // of the rows that `unit` is for
+  const float* step = nullptr;  // of the first column
+  float scale = 0;              // of the rows that `unit` is for
   [[gnu::always_inline]] void load(const CodeSource& s, int column) {
-    alpha.load(s.alpha + column), beta.load(s.beta + column), unit.load(s.step + column);
+    alpha.load(s.alpha + column), beta.load(s.beta + column);
     step = s.step + column;
   }
   template <bool Add>
