@@ -19,6 +19,7 @@ TileEpilogue::TileEpilogue(const Layer& layer, const Output& output, const Geome
       geometry_(geometry),
       border_(border),
       epilogue_tier_(tier_with(layer.tier(), &KernelTable::epilogue)),
+      same_terms_(!border || int64_t(border->terms.size()) == layer.shape().outputs),
       no_terms_(border ? 0 : layer.shape().outputs) {}
 
 namespace {
@@ -47,11 +48,10 @@ class RowsOfScale {
 void TileEpilogue::take_rows(int64_t m0, int rows) {
   if (m0 == first_row_ && rows == int(column_terms_.size())) return;
   first_row_ = m0;
-  const bool one_class = border_ && int64_t(border_->terms.size()) == layer_.shape().outputs;
   column_terms_.assign(rows, border_ ? border_->terms.data() : no_terms_.data());
   row_scale_.resize(rows);
   residual_scale_.resize(output_.residual_codes.codes ? rows : 0);
-  if (border_ && !one_class) take_borders(m0, rows);
+  if (!same_terms_) take_borders(m0, rows);
   if (output_.acc) return;
   const CodesIn& residual = output_.residual_codes;
   RowsOfScale scale(m0, output_.rows_per_scale), residual_scale(m0, residual.rows_per_scale);
@@ -119,6 +119,7 @@ void TileEpilogue::begin(const TileShape& shape, const SumsShape& sums, const ui
   tile_.first_column = shape.n0;
   tile_.row_terms = row_terms;
   tile_.column_terms = column_terms_.data();
+  tile_.same_terms = same_terms_;
   tile_.acc = output_.acc ? output_.acc + shape.m0 * outputs + shape.n0 : nullptr;
   tile_.acc_ld = outputs;
   if (!output_.acc) values(shape.m0, shape.n0);

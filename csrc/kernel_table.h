@@ -51,7 +51,7 @@ struct CodeSink : CodeRows {
   uint8_t* codes;              // row 0
   const float *r, *z, *cmax;   // [cols], the quantizer, whose code is written as
   const int32_t *shift, *add;  // [cols], (code << shift) + add, or as it is where they are null
-  bool positive, whole_bytes;  // every r is above 0 and z not below it; every cmax is 255
+  bool positive;               // every r is above 0 and z not below it
 };
 constexpr int kMaxSinks = 4;
 
@@ -74,6 +74,7 @@ struct EpilogueTile {
   // acc = (sums << shift) + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
   const uint32_t* row_terms;            // [rows]
   const uint32_t* const* column_terms;  // [rows] -> [outputs of the layer], by border class
+  bool same_terms;                      // of all rows
   // Null, or a row that is written is the largest of `taps` of these, [row][tap] (the smallest where w_scale is negative); only
   // what is above and the sums are then by rows that were multiplied.
   const int32_t* windows;

@@ -218,6 +218,7 @@ class TileEpilogue final : public RowsDone {
   const Geometry& geometry_;
   const BorderTable* border_;
   const Tier& epilogue_tier_;
+  const bool same_terms_;  // of all rows
   std::vector<float> row_scale_, residual_scale_, window_scale_;
   std::vector<uint32_t> no_terms_;
   std::vector<const uint32_t*> column_terms_;

@@ -18,7 +18,6 @@ TensorFormat::TensorFormat(const std::vector<uint8_t>& segment_of, const std::ve
     z.push_back(g.z);
     cmax.push_back(g.cmax);
     positive &= r.back() > 0 && std::isfinite(r.back()) && g.z >= 0;
-    whole_bytes &= g.cmax == 255;
   }
   if (grids.size() < 2) return;
   second.assign(channels / 64 + 2, 0);
@@ -67,8 +66,7 @@ CodeSink TensorFormat::sink(uint8_t* row, int first) const {
           cmax.data() + first,
           shift.empty() ? nullptr : shift.data() + first,
           add.empty() ? nullptr : add.data() + first,
-          positive,
-          whole_bytes};
+          positive};
 }
 
 }  // namespace soniq

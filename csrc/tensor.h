@@ -30,8 +30,8 @@ struct TensorFormat {
   std::vector<uint64_t>
       second;  // with two grids: bit c of word c / 64 is set if channel c has the second one; one word more
   std::vector<float> alpha, beta, step, r, z, cmax;
-  std::vector<int32_t> shift, add;           // of joined codes
-  bool positive = true, whole_bytes = true;  // CodeSink
+  std::vector<int32_t> shift, add;  // of joined codes
+  bool positive = true;             // CodeSink
 
   TensorFormat(const std::vector<uint8_t>& segment_of, const std::vector<ChannelGrid>& grids, float scale);
   TensorFormat(const std::vector<uint8_t>& segment_of, const std::vector<ChannelGrid>& grids, float scale,

@@ -91,34 +91,37 @@ template <class F, int Count>
 struct RunQuantizer<Run<F, Count>> {
   Run<F, Count> r{}, z{}, cmax{};
   const int32_t *shift = nullptr, *add = nullptr;  // of the first column
-  bool whole_bytes = false;
   [[gnu::always_inline]] void load(const CodeSink& s, int column) {
     r.load(s.r + column), z.load(s.z + column), cmax.load(s.cmax + column);
     shift = s.shift ? s.shift + column : nullptr, add = s.add + (s.shift ? column : 0);
-    whole_bytes = s.whole_bytes && !s.shift;
   }
-  // `Floor`: some value, or z, may be below 0 or NaN.
-  template <bool Floor>
-  [[gnu::always_inline]] void store(const Run<F, Count>& y, uint8_t* to) const {
-    F sums[Count];
-    Ints<F> codes[Count];
+  // min(y, most) comes to nothing in front of quantizing if the largest code is that of `most` at most.
+  [[gnu::always_inline]] void limit(float most) {
 #pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) {
-      sums[i] = y.y[i] * r.y[i] + z.y[i];
-      if (Floor) sums[i] = greater_of(sums[i], all<F>(0));  // NaN becomes 0
+    for (int i = 0; i < Count; ++i) cmax.y[i] = less_of(all<F>(most) * r.y[i] + z.y[i], cmax.y[i]);
+  }
+  // The codes of `Rows` rows. `Floor`: some value, or z, may be below 0 or NaN.
+  template <bool Floor, int Rows>
+  [[gnu::always_inline]] void codes(const F (&y)[Rows * Count], Ints<F> (&codes)[Rows * Count]) const {
+#pragma GCC unroll 8
+    for (int j = 0; j < Rows * Count; ++j) {
+      const int i = j % Count;
+      F sum = y[j] * r.y[i] + z.y[i];
+      if (Floor) sum = greater_of(sum, all<F>(0));  // NaN becomes 0
+      codes[j] = cut(less_of(sum, cmax.y[i]));
     }
-    if (!kSaturates<F> || !whole_bytes)
-#pragma GCC unroll 8
-      for (int i = 0; i < Count; ++i) sums[i] = less_of(sums[i], cmax.y[i]);
-#pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) codes[i] = cut(sums[i]);
     if (shift)
 #pragma GCC unroll 8
-      for (int i = 0; i < Count; ++i) {
-        const int at = i * Shape<F>::lanes;
-        codes[i] = (codes[i] << load_as<Ints<F>>(shift + at)) + load_as<Ints<F>>(add + at);
+      for (int j = 0; j < Rows * Count; ++j) {
+        const int at = j % Count * Shape<F>::lanes;
+        codes[j] = (codes[j] << load_as<Ints<F>>(shift + at)) + load_as<Ints<F>>(add + at);
       }
-    store_codes(to, codes, Count);
+  }
+  template <bool Floor, int Rows>
+  [[gnu::always_inline]] void store(const F (&y)[Rows * Count], uint8_t* to, int64_t to_next_row) const {
+    Ints<F> codes[Rows * Count];
+    this->template codes<Floor, Rows>(y, codes);
+    store_rows<Rows>(to, to_next_row, codes);
   }
 };
 constexpr int kLoadedSinks = 2;
@@ -178,13 +181,13 @@ constexpr int kRowsTogether = 16;
 struct Block {
   int row, rows, column, columns;
 };
-// Calls work(block) for blocks of at most kRowsTogether rows and kChunk columns.
-template <class Work>
+// Calls work(block) for blocks of at most so many rows and kChunk columns.
+template <int Rows = kRowsTogether, class Work>
 [[gnu::always_inline]] inline void for_each_block(const Block& all, Work&& work) {
   const int end_row = all.row + all.rows, end_column = all.column + all.columns;
-  for (int row = all.row; row < end_row; row += kRowsTogether)
+  for (int row = all.row; row < end_row; row += Rows)
     for (int column = all.column; column < end_column; column += kChunk)
-      work(Block{row, min_of(kRowsTogether, end_row - row), column, min_of(kChunk, end_column - column)});
+      work(Block{row, min_of(Rows, end_row - row), column, min_of(kChunk, end_column - column)});
 }
 
 // Where a block goes. Codes go to their place at once where channels are in order, and through a buffer where there are two
@@ -226,7 +229,7 @@ class BlockWriter {
   template <class Run>
   [[gnu::always_inline]] void quantize(const RunQuantizer<Run>& q, int sink, int line, int column,
                                        const Run& run) const {
-    q.template store<true>(run, codes_[sink] + line * stride_[sink] + column);
+    q.template store<true, 1>(run.y, codes_[sink] + line * stride_[sink] + column, 0);
   }
 
   float* y_;
@@ -266,6 +269,7 @@ class RunSums<Run<F, Count>> {
         shift_(t.shift),
         row_terms_(t.row_terms),
         column_terms_(t.column_terms),
+        same_terms_(t.same_terms),
         windows_(t.windows),
         taps_(t.taps) {
 #pragma GCC unroll 8
@@ -273,35 +277,51 @@ class RunSums<Run<F, Count>> {
       turned_[i] = windows_ ? load_as<Ints<F>>(t.w_scale + column + i * Shape<F>::lanes) >> 31 : Ints<F>{};
   }
 
-  // with(integers, their number) for each register of a row.
-  template <class With>
-  [[gnu::always_inline]] void each(int row, With&& with) {
-    if (windows_) {
-      Ints<F> most[Count];
-      largest(windows_ + int64_t(row) * taps_, most);
-#pragma GCC unroll 8
-      for (int i = 0; i < Count; ++i) with(most[i], i);
-      return;
-    }
-    if (column_terms_[row] != terms_of_) take_terms(column_terms_[row]);
+  // Sets the terms of a row, and says how many rows from it on, before `end`, have the same.
+  [[gnu::always_inline]] int alike(int row, int end) {
+    if (windows_) return end - row;
+    const uint32_t* const terms = column_terms_[row];
+    if (terms != terms_of_) take_terms(terms);
+    if (same_terms_) return end - row;
+    int next = row + 1;
+    while (next < end && column_terms_[next] == terms) ++next;
+    return next - row;
+  }
+  // The integers of a row of those.
+  template <bool Pooled>
+  [[gnu::always_inline]] void of_row(int row, Ints<F>* integers) const {
+    if (Pooled) return largest(windows_ + int64_t(row) * taps_, integers);
     const uint32_t* const sums = sums_ + int64_t(row - row_) * panel_cols_;
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i)
-      with(shifted_sum(load_as<Ints<F>>(sums + i * Shape<F>::lanes), shift_, terms_[i], row_terms_[row]), i);
+      integers[i] = shifted_sum(load_as<Ints<F>>(sums + i * Shape<F>::lanes), shift_, terms_[i], row_terms_[row]);
+  }
+  // with(integers, their number) for each register of any row.
+  template <class With>
+  [[gnu::always_inline]] void each(int row, With&& with) {
+    Ints<F> integers[Count];
+    if (windows_) {
+      of_row<true>(row, integers);
+    } else {
+      if (column_terms_[row] != terms_of_) take_terms(column_terms_[row]);
+      of_row<false>(row, integers);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) with(integers[i], i);
   }
 
  private:
   // What makes the largest value: the smallest integer where the scale is negative, ~ turning their order.
-  [[gnu::always_inline]] void largest(const int32_t* window, Ints<F> (&most)[Count]) const {
+  [[gnu::always_inline]] void largest(const int32_t* window, Ints<F>* most) const {
 #pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) most[i] = of_row(window[0], i) ^ turned_[i];
+    for (int i = 0; i < Count; ++i) most[i] = at_tap(window[0], i) ^ turned_[i];
     for (int tap = 1; tap < taps_; ++tap)
 #pragma GCC unroll 8
-      for (int i = 0; i < Count; ++i) most[i] = greater_of(most[i], of_row(window[tap], i) ^ turned_[i]);
+      for (int i = 0; i < Count; ++i) most[i] = greater_of(most[i], at_tap(window[tap], i) ^ turned_[i]);
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) most[i] ^= turned_[i];
   }
-  [[gnu::always_inline]] Ints<F> of_row(int row, int i) const {
+  [[gnu::always_inline]] Ints<F> at_tap(int row, int i) const {
     const int at = i * Shape<F>::lanes;
     return shifted_sum(load_as<Ints<F>>(sums_ + int64_t(row) * panel_cols_ + at), shift_,
                        load_as<Ints<F>>(column_terms_[row] + column_ + at), row_terms_[row]);
@@ -316,6 +336,7 @@ class RunSums<Run<F, Count>> {
   const int column_, row_, panel_cols_, shift_;
   const uint32_t* const row_terms_;
   const uint32_t* const* const column_terms_;
+  const bool same_terms_;
   const int32_t* const windows_;
   const int taps_;
   Ints<F> terms_[Count] = {}, turned_[Count];  // -1 where the scale is negative
@@ -359,44 +380,87 @@ struct ColumnOfCodes {
   [[gnu::always_inline]] Byte* at(int row) const { return codes + row * to_next_row; }
 };
 
-// Stores of codes might change anything in memory, for all that the compiler knows: so all that a row needs is in variables. A part
-// of four rows is worth calling this for.
-template <int Steps>
+// A block of codes, a run of columns after the other. Stores of codes might change anything in memory, for all that the compiler
+// knows: so all that a row needs is in variables.
+template <class Run, int Steps, bool Pooled>
+class RunToCodes;
+template <class F, int Count, int Steps, bool Pooled>
+class RunToCodes<Run<F, Count>, Steps, Pooled> {
+ public:
+  RunToCodes(const EpilogueTile& t, const TilePart& part, int panel, int first)
+      : sums_(t, part, panel, first),
+        row_scale_(t.row_scale),
+        residual_scale_(t.residual_codes.scale),
+        sinks_(t.results.sinks) {
+    w_scale_.load(t.w_scale + first);
+    bias_.load(t.bias + first);
+    quantizers_.load(t.results, first);
+    if (Steps & kCodes) source_.load(t.residual_codes, first);
+    if (Steps & kCodes) residual_.begin(t.residual_codes, t.residual_codes.codes, first);
+    for (int i = 0; i < sinks_; ++i) to_[i].begin(t.results.sink[i], t.results.sink[i].codes, first);
+    for (int i = 0; Steps & kRelu6 && i < sinks_; ++i) quantizers_.of_sink[i].limit(6);
+  }
+  [[gnu::always_inline]] void rows(int row, int end) {
+    while (row < end) {
+      const int last = row + sums_.alike(row, end);
+      for (; row + kTogether <= last; row += kTogether) step<kTogether>(row);
+      for (; kTogether > 1 && row < last; ++row) step<1>(row);
+    }
+  }
+
+ private:
+  static constexpr int kTogether = Pooled ? 1 : rows_of_store<F>(Count);
+  static constexpr bool kFloor = !(Steps & (kRelu | kRelu6));
+
+  template <int Rows>
+  [[gnu::always_inline]] void step(int row) {
+    F y[Rows * Count];
+#pragma GCC unroll 4
+    for (int i = 0; i < Rows; ++i) one_row(row + i, y + i * Count);
+    quantizers_.of_sink[0].template store<kFloor, Rows>(y, to_[0].at(row), to_[0].to_next_row);
+    if (sinks_ > 1) quantizers_.of_sink[1].template store<kFloor, Rows>(y, to_[1].at(row), to_[1].to_next_row);
+  }
+  [[gnu::always_inline]] void one_row(int row, F* y) {
+    Ints<F> integers[Count];
+    sums_.template of_row<Pooled>(row, integers);
+    const F scale = all<F>(row_scale_[row]);
+    Run<F, Count> run;
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) run.y[i] = to_floats(integers[i]) * scale;
+    run.multiply(w_scale_);
+    run.add(bias_);
+    if (Steps & kCodes) source_.template values<true>(run, residual_scale_[row], residual_.at(row));
+    if (Steps & (kRelu | kRelu6)) run.relu();
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) y[i] = run.y[i];
+  }
+
+  RunSums<Run<F, Count>> sums_;
+  Run<F, Count> w_scale_, bias_;
+  RunQuantizers<Run<F, Count>> quantizers_;
+  RunSource<Run<F, Count>> source_;
+  ColumnOfCodes<const uint8_t> residual_;
+  ColumnOfCodes<uint8_t> to_[kLoadedSinks];
+  const float *const row_scale_, *const residual_scale_;
+  const int sinks_;
+};
+
+template <int Steps, bool Pooled>
 void epilogue_to_codes(const EpilogueTile& t, const TilePart& part) {
-  constexpr bool kFloor = !(Steps & (kRelu | kRelu6));
-  const float* const row_scale = t.row_scale;
-  const float* const residual_scale = t.residual_codes.scale;
-  const int sinks = t.results.sinks;
+  constexpr int kRows = 2 * kRowsTogether;  // nothing of them is in a buffer
   const Block whole{part.row, part.rows, part.column, part.columns};
-  for_each_block(whole, [&](const Block& b) __attribute__((always_inline)) {
+  for_each_block<kRows>(whole, [&](const Block& b) __attribute__((always_inline)) {
     const auto work = [&](auto run, int panel, int first) __attribute__((always_inline)) {
-      using F = std::remove_reference_t<decltype(run.y[0])>;
-      decltype(run) w_scale, bias;
-      RunQuantizers<decltype(run)> quantizers;
-      RunSource<decltype(run)> source;
-      ColumnOfCodes<const uint8_t> residual;
-      ColumnOfCodes<uint8_t> to[kLoadedSinks];
-      w_scale.load(t.w_scale + first);
-      bias.load(t.bias + first);
-      if (Steps & kCodes) source.load(t.residual_codes, first);
-      if (Steps & kCodes) residual.begin(t.residual_codes, t.residual_codes.codes, first);
-      quantizers.load(t.results, first);
-      for (int i = 0; i < sinks; ++i) to[i].begin(t.results.sink[i], t.results.sink[i].codes, first);
-      RunSums<decltype(run)> sums(t, part, panel, first);
-      for (int row = b.row; row < b.row + b.rows; ++row) {
-        const F scale = all<F>(row_scale[row]);
-        sums.each(row, [&](Ints<F> sum, int i) __attribute__((always_inline)) { run.y[i] = to_floats(sum) * scale; });
-        run.multiply(w_scale);
-        run.add(bias);
-        if (Steps & kCodes) source.template values<true>(run, residual_scale[row], residual.at(row));
-        if (Steps & (kRelu | kRelu6)) run.relu();
-        if (Steps & kRelu6) run.at_most(6);
-        quantizers.of_sink[0].template store<kFloor>(run, to[0].at(row));
-        if (sinks > 1) quantizers.of_sink[1].template store<kFloor>(run, to[1].at(row));
-      }
+      RunToCodes<decltype(run), Steps, Pooled> codes(t, part, panel, first);
+      codes.rows(b.row, b.row + b.rows);
     };
     for_each_run(t.panel_cols, b.column, b.column + b.columns, work);
   });
+}
+using EpilogueOfTile = void (*)(const EpilogueTile&, const TilePart&);
+template <int Steps>
+EpilogueOfTile to_codes(const EpilogueTile& t) {
+  return t.windows ? epilogue_to_codes<Steps, true> : epilogue_to_codes<Steps, false>;
 }
 
 template <int Steps>
@@ -449,12 +513,12 @@ void epilogue(const EpilogueTile& t, const TilePart& part) {
   const int steps = (t.bias ? kBias : 0) | activation | (t.residual_codes.codes ? kCodes : 0);
   const bool codes = common && t.bias && writes_codes_in_order(t);
   if (codes && needs_no_floor(t)) {
-    if (steps == (kBias | kRelu)) return epilogue_to_codes<kBias | kRelu>(t, part);
-    if (steps == (kBias | kRelu6)) return epilogue_to_codes<kBias | kRelu6>(t, part);
-    if (steps == (kBias | kCodes | kRelu)) return epilogue_to_codes<kBias | kCodes | kRelu>(t, part);
+    if (steps == (kBias | kRelu)) return to_codes<kBias | kRelu>(t)(t, part);
+    if (steps == (kBias | kRelu6)) return to_codes<kBias | kRelu6>(t)(t, part);
+    if (steps == (kBias | kCodes | kRelu)) return epilogue_to_codes<kBias | kCodes | kRelu, false>(t, part);
   }
-  if (codes && steps == kBias) return epilogue_to_codes<kBias>(t, part);
-  if (codes && steps == (kBias | kCodes)) return epilogue_to_codes<kBias | kCodes>(t, part);
+  if (codes && steps == kBias) return to_codes<kBias>(t)(t, part);
+  if (codes && steps == (kBias | kCodes)) return epilogue_to_codes<kBias | kCodes, false>(t, part);
   switch (common ? steps : kAny) {
     case kScales: return epilogue_of<kScales>(t, part);
     case kBias: return epilogue_of<kBias>(t, part);

@@ -157,48 +157,101 @@ template <>
 #endif
 }
 
-// Whether store_codes(cut(v)) makes 255 of whatever is larger.
-#if defined(__AVX512F__)
+// Rows of a run of `count` registers whose codes are best stored together: four registers make one of bytes.
 template <class F>
-constexpr bool kSaturates = Shape<F>::lanes > 1;
-#else
-template <class F>
-constexpr bool kSaturates = false;
-#endif
+constexpr int rows_of_store(int count) {
+  return Shape<F>::lanes > 1 && count < 4 ? 4 / count : 1;
+}
 
-// Integers that are 0 to 255 as bytes: `count` registers of them.
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const int32_t* v, int count) {
-  for (int i = 0; i < count; ++i) to[i] = uint8_t(v[i]);
+// Integers that are 0 to 255 as bytes: the codes of `Rows` rows, or of one, of all registers.
+template <int Rows, int All>
+[[gnu::always_inline]] inline void store_rows(uint8_t* to, int64_t, const int32_t (&v)[All]) {
+  static_assert(Rows == 1);
+  for (int i = 0; i < All; ++i) to[i] = uint8_t(v[i]);
 }
 #if defined(__AVX512F__)
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Integers* v, int count) {
-  for (int i = 0; i < count; ++i) store_as(to + 16 * i, _mm512_cvtusepi32_epi8(__m512i(v[i])));
+// packs work inside 128-bit lanes: dwords 0, 4, 8, 12, 1, ... of four registers.
+[[gnu::always_inline]] inline __m512i bytes_of_four(const Integers* v) {
+  const auto words = [&](int i) { return _mm512_packus_epi32(__m512i(v[i]), __m512i(v[i + 1])); };
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words(0), words(2)));
+}
+template <int Rows, int All>
+[[gnu::always_inline]] inline void store_rows(uint8_t* to, int64_t to_next_row, const Integers (&v)[All]) {
+  if constexpr (Rows == 4 && All == 4) {
+    const __m512i bytes = bytes_of_four(v);
+    store_as(to, _mm512_castsi512_si128(bytes));
+    store_as(to + to_next_row, _mm512_extracti32x4_epi32(bytes, 1));
+    store_as(to + 2 * to_next_row, _mm512_extracti32x4_epi32(bytes, 2));
+    store_as(to + 3 * to_next_row, _mm512_extracti32x4_epi32(bytes, 3));
+  } else if constexpr (Rows == 2 && All == 4) {
+    const __m512i bytes = bytes_of_four(v);
+    store_as(to, _mm512_castsi512_si256(bytes));
+    store_as(to + to_next_row, _mm512_extracti64x4_epi64(bytes, 1));
+  } else {
+    static_assert(Rows == 1);
+    for (int i = 0; i < All; ++i) store_as(to + 16 * i, _mm512_cvtepi32_epi8(__m512i(v[i])));
+  }
 }
 #elif defined(__AVX2__)
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Integers* v, int count) {
-  const auto integers = [&](int i) { return __m256i(v[i]); };
-  int i = 0;
-  for (; i + 4 <= count; i += 4) {  // packs work inside 128-bit lanes: dwords 0, 4, 1, 5, 2, 6, 3, 7
-    const __m256i low = _mm256_packs_epi32(integers(i), integers(i + 1));
-    const __m256i high = _mm256_packs_epi32(integers(i + 2), integers(i + 3));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    store_as(to + 8 * i, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
-  }
-  for (; i < count; ++i) {
-    const __m256i one = integers(i);
-    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(one), _mm256_extracti128_si256(one, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 8 * i), _mm_packus_epi16(words, words));
+// packs work inside 128-bit lanes: dwords 0, 4, 1, 5, 2, 6, 3, 7 of four registers.
+[[gnu::always_inline]] inline __m256i bytes_of_four(const Integers* v) {
+  const auto words = [&](int i) { return _mm256_packs_epi32(__m256i(v[i]), __m256i(v[i + 1])); };
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words(0), words(2)), order);
+}
+template <int Rows, int All>
+[[gnu::always_inline]] inline void store_rows(uint8_t* to, int64_t to_next_row, const Integers (&v)[All]) {
+  if constexpr (All % 4 == 0) {
+    static_assert(Rows == 1 || All == 4);
+    for (int i = 0; i < All; i += 4) {
+      const __m256i bytes = bytes_of_four(v + i);
+      if constexpr (Rows == 1) {
+        store_as(to + 8 * i, bytes);
+      } else {
+        static_assert(Rows == 4);
+        const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+        store_as(to, _mm_extract_epi64(low, 0));
+        store_as(to + to_next_row, _mm_extract_epi64(low, 1));
+        store_as(to + 2 * to_next_row, _mm_extract_epi64(high, 0));
+        store_as(to + 3 * to_next_row, _mm_extract_epi64(high, 1));
+      }
+    }
+  } else {
+    static_assert(Rows == 1);
+    for (int i = 0; i < All; ++i) {
+      const __m256i one = __m256i(v[i]);
+      const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(one), _mm256_extracti128_si256(one, 1));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 8 * i), _mm_packus_epi16(words, words));
+    }
   }
 }
 #elif defined(__aarch64__)
-[[gnu::always_inline]] inline void store_codes(uint8_t* to, const Integers* v, int count) {
-  const auto words = [&](int i) { return vmovn_u32(uint32x4_t(v[i])); };
-  int i = 0;
-  for (; i + 2 <= count; i += 2) vst1_u8(to + 4 * i, vmovn_u16(vcombine_u16(words(i), words(i + 1))));
-  for (; i < count; ++i) {
-    const uint8x8_t eight = vmovn_u16(vcombine_u16(words(i), words(i)));
-    const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(eight), 0);
-    std::memcpy(to + 4 * i, &four, 4);
+[[gnu::always_inline]] inline uint8x16_t bytes_of_four(const Integers* v) {
+  const auto words = [&](int i) { return vcombine_u16(vmovn_u32(uint32x4_t(v[i])), vmovn_u32(uint32x4_t(v[i + 1]))); };
+  return vcombine_u8(vmovn_u16(words(0)), vmovn_u16(words(2)));
+}
+template <int Rows, int All>
+[[gnu::always_inline]] inline void store_rows(uint8_t* to, int64_t to_next_row, const Integers (&v)[All]) {
+  if constexpr (All % 4 == 0) {
+    static_assert(Rows == 1 || All == 4);
+    for (int i = 0; i < All; i += 4) {
+      const uint8x16_t bytes = bytes_of_four(v + i);
+      if constexpr (Rows == 1) {
+        vst1q_u8(to + 4 * i, bytes);
+      } else {
+        static_assert(Rows == 4);
+        const uint32x4_t fours = vreinterpretq_u32_u8(bytes);
+        store_as(to, vgetq_lane_u32(fours, 0));
+        store_as(to + to_next_row, vgetq_lane_u32(fours, 1));
+        store_as(to + 2 * to_next_row, vgetq_lane_u32(fours, 2));
+        store_as(to + 3 * to_next_row, vgetq_lane_u32(fours, 3));
+      }
+    }
+  } else {
+    static_assert(Rows == 1 && All == 1);
+    const uint16x4_t words = vmovn_u32(uint32x4_t(v[0]));
+    store_as(to, vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0));
   }
 }
 #endif
