@@ -172,8 +172,7 @@ class DepthwiseRun {
         rows_(tile_rows(layer, geometry)),
         columns_(int64_t(g_.out_w - 1) * g_.stride_w + int64_t(layer.shape().kernel_w - 1) * g_.dilation_w + 1),
         border_(layer.has_activation_terms() ? layer.border(geometry) : nullptr),
-        epilogue_(layer, output, geometry, border_.get()),
-        no_row_terms_(size_t(rows_) * g_.out_w) {
+        epilogue_(layer, output, geometry, border_.get()) {
     if (!weights_.reads_stored_pixels()) make_room_for_merged_rows();
   }
 
@@ -200,8 +199,7 @@ class DepthwiseRun {
     const int64_t first_row = (int64_t(image) * g_.out_h + oh) * g_.out_w;
     const uint32_t* sums = multiply(block, image, oh);
     const int rows = std::min(rows_, g_.out_h - oh) * g_.out_w;
-    epilogue_.begin({first_row, rows, block.first_channel + block.lane, block.channels}, {family_.channels, 0},
-                    no_row_terms_.data());
+    epilogue_.begin({first_row, rows, block.first_channel + block.lane, block.channels}, {family_.channels, 0});
     epilogue_.finish(sums + block.lane, 0);
   }
 
@@ -308,7 +306,6 @@ class DepthwiseRun {
   const int64_t columns_;  // of a strip
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
-  const std::vector<uint32_t> no_row_terms_;
   std::vector<int64_t> merged_;  // place -> the row that is there
   AlignedBytes merged_codes_;
 };

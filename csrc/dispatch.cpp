@@ -67,8 +67,11 @@ using Counts = std::map<std::string, int64_t>;
 
 void count_dot(const Tier& tier, const DotFamily& dot, Counts& counts) {
   const std::string prefix = std::string(tier.name) + ".dot.";
-  for (int bits = 1; bits <= 8; ++bits)
-    if (dot.unpack[bits]) counts[prefix + "unpack" + std::to_string(bits)] = tier.counters.unpack[bits];
+  for (int alpha = 1; alpha <= 2; ++alpha)
+    for (int bits = 1; bits <= 8; ++bits)
+      if (dot.unpack[alpha - 1][bits])
+        counts[prefix + (alpha == 2 ? "unpack_twice" : "unpack") + std::to_string(bits)] =
+            tier.counters.unpack[alpha - 1][bits];
   for (ExpandFn expand : dot.expand)
     if (expand) counts[prefix + "expand"] = tier.counters.expand;
   for (int form = 0; form < dot.forms; ++form)

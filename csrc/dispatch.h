@@ -29,7 +29,7 @@ struct KernelCounters {
   Count depthwise_interleave, depthwise_merge;
   std::array<Count, kMaxDepthwiseForms> depthwise_any{};
   std::array<std::array<Count, 2>, kMaxDepthwiseForms> depthwise_three{};
-  std::array<Count, 9> unpack{};
+  std::array<std::array<Count, 9>, 2> unpack{};
   Count expand, matrix_pair, matrix_single;
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxDotForms> tile{};
   std::array<std::array<std::array<Count, kMaxFewRows + 1>, 9>, kMaxDotForms> few{};

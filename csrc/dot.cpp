@@ -8,7 +8,8 @@
 //   field of 2 bits, byte of packed row r (0..1):     | row r + 6 | row r + 4 | row r + 2 | row r |
 //   field of 1 bit,  byte of the only packed row:     | row 7 | row 6 | ... | row 0 |
 //
-// so that unpacking is one shift and one mask per field and row, and p bits a weight is all that memory holds.
+// so that unpacking is one shift and one mask per field and row, and p bits a weight is all that memory holds. Signed bytes are
+// levels, alpha * c + beta: twice the code is another shift, and one sum is the rest.
 //
 // Where an instruction takes two columns by two rows (DotFamily::pairs), bytes keep their packing and change their places:
 // two rows of the unpacked unit hold 8 codes a column, and activations are prepared so that two rows share 16 bytes. Where words
@@ -22,6 +23,9 @@ namespace soniq {
 namespace {
 
 bool has_words(const DotFamily& dot, int form) { return dot.expand[form] && !dot.pairs; }
+
+// Of a code among four, or of eight.
+int place_of_four(int i, bool swapped) { return swapped && (i == 1 || i == 2) ? 3 - i : i; }
 
 void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily& dot, int first_k, uint8_t flip,
                uint8_t* out) {
@@ -40,7 +44,7 @@ void pack_unit(const CodeMatrix& weights, int64_t first_output, const DotFamily&
         for (int i = 0; i < together; ++i) {
           // What no weight stands at is 0, not -128, so that it adds nothing to a neighbour's codes.
           const int64_t output = first_output + j % rows * columns + column;
-          const int k = first_k + j / rows * together + (swapped && (i == 1 || i == 2) ? 3 - i : i);
+          const int k = first_k + j / rows * together + place_of_four(i, swapped);
           const int code = weights.at(output, k) ^ (weights.has(output, k) ? flip : 0);
           packed[column * together + i] |= uint8_t(((code >> position) & mask) << place);
         }
@@ -90,15 +94,14 @@ class DotSegment final : public SegmentKernel {
         dot_(*tier.table->dot),
         bits_(weights.w_bits),
         form_(dot_.form(weights.w_bits, weights.a_bits)),
-        flipped_(dot_.flips_8bit_weights && weights.w_bits == 8) {
+        unpacked_(unpacked_form(dot_, weights)) {
     build(weights);
   }
 
   Family family() const override { return Family::dot; }
   const char* form() const override { return dot_.form_name(form_); }
   int tile_rows() const override { return dot_.tile_rows[form_]; }
-  // Stored as c - 128, the weights' sums lack 128 * Ca.
-  int activation_repair() const override { return flipped_ ? 128 : 0; }
+  WeightForm weight_form(int rows) const override { return bits_ == 8 || takes_many(rows) ? unpacked_ : WeightForm{}; }
 
   int64_t prepared_bytes(int rows) const override { return expands(rows) ? blocks() * block_stride(rows) : 0; }
   void prepare(const uint8_t* gathered, int rows, uint8_t* prepared) const override {
@@ -161,12 +164,12 @@ class DotSegment final : public SegmentKernel {
   void pack_brick(const CodeMatrix& weights, int64_t first_output, int first_k, int codes,
                   uint8_t* out) const override {
     for (int k = first_k; k < first_k + codes; k += kUnit, out += brick_bytes(kUnit))
-      pack_unit(weights, first_output, dot_, k, flipped_ ? 0x80 : 0, out);
+      pack_unit(weights, first_output, dot_, k, bits_ == 8 && dot_.signed_weights ? 0x80 : 0, out);
   }
 
   void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const override {
     if (few(rows)) return multiply_few(brick, rows, sums);
-    const uint8_t* bytes = unpacked(brick.weights, brick.codes * brick.lines / kUnit);
+    const uint8_t* bytes = unpacked(brick);
     if (dot_.matrix) {
       const int64_t size = brick_bytes(brick.codes * brick.lines);
       return multiply_groups({bytes, brick.codes, brick.lines, rows.line_stride}, {brick.weights + size, size},
@@ -189,9 +192,8 @@ class DotSegment final : public SegmentKernel {
   }
   // What few rows read at once, and the rest.
   static int unit(const DotFamily& dot) { return dot.matrix ? std::max(kUnit, dot.matrix->codes) : kUnit; }
-  bool few(const PreparedRows& rows) const {
-    return rows.rows <= dot_.few_rows && rows.run == rows.rows && !(taps().any() && dot_.expand[form_]);
-  }
+  bool few(const PreparedRows& rows) const { return !takes_many(rows.rows); }
+  bool takes_many(int rows) const { return rows > dot_.few_rows || taps().any(); }
 
   void multiply_few(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const {
     const uint8_t* codes = rows.first;
@@ -258,18 +260,39 @@ class DotSegment final : public SegmentKernel {
   }
   int64_t block_stride(int rows) const { return offset(dot_.pairs ? rows + rows % 2 : rows, rows); }
 
-  const uint8_t* unpacked(const uint8_t* packed, int units) const {
+  // Weights of less than 8 bits are multiplied as levels where instructions take them signed, and none is larger than a code, for
+  // which forms are exact: nothing is then left to be done with the sum of a row's codes.
+  static WeightForm unpacked_form(const DotFamily& dot, const CodeMatrix& weights) {
+    if (!dot.signed_weights) return {};
+    if (weights.w_bits == 8) return {1, -128};
+    const int most = (1 << weights.w_bits) - 1, largest = weights.w_alpha * most + weights.w_beta;
+    return weights.w_beta < -most || largest > most ? WeightForm{} : WeightForm{weights.w_alpha, weights.w_beta};
+  }
+  const uint8_t* unpacked(const Brick& brick) const {
     static thread_local AlignedBytes buffer;
-    if (!dot_.unpack[bits_]) return packed;
+    const UnpackFn unpack = dot_.unpack[unpacked_.alpha - 1][bits_];
+    if (!unpack) return brick.weights;
     uint8_t* bytes = scratch(buffer, int64_t(dot_.columns) * (dot_.matrix ? kMatrixCodes : kBlock));
-    dot_.unpack[bits_](packed, units, bytes);
-    tier_.counters.unpack[bits_].add(1);
+    unpack(brick.weights, brick.codes * brick.lines / kUnit, bytes, unpacked_.beta);
+    tier_.counters.unpack[unpacked_.alpha - 1][bits_].add(1);
+    for (int line = 0; unpacked_.beta != 0 && line < brick.lines; ++line)
+      clear_behind(brick, bytes + int64_t(line) * brick.codes * dot_.columns);
     return bytes;
+  }
+  // What no weight stands at is multiplied with a neighbour's codes, and is 0.
+  void clear_behind(const Brick& brick, uint8_t* line) const {
+    const int whole = brick.used / 4 * 4, columns = dot_.columns;
+    const bool swapped = has_words(dot_, form_);
+    uint8_t* const last = line + whole * columns;
+    for (int i = brick.used % 4; i > 0 && i < 4; ++i)
+      for (int column = 0; column < columns; ++column) last[4 * column + place_of_four(i, swapped)] = 0;
+    const int begin = (brick.used + 3) / 4 * 4;
+    std::memset(line + begin * columns, 0, size_t(brick.codes - begin) * columns);
   }
 
   const DotFamily& dot_;
   const int bits_, form_;
-  const bool flipped_;
+  const WeightForm unpacked_;  // with many rows
 };
 
 }  // namespace

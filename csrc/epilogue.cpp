@@ -117,7 +117,9 @@ void TileEpilogue::begin(const TileShape& shape, const SumsShape& sums, const ui
   tile_.panel_cols = sums.columns;
   tile_.shift = sums.shift;
   tile_.first_column = shape.n0;
-  tile_.row_terms = row_terms;
+  if (!row_terms && int(no_row_terms_.size()) < shape.rows) no_row_terms_.resize(shape.rows);
+  tile_.row_terms = row_terms ? row_terms : no_row_terms_.data();
+  tile_.plain_sums = !row_terms && sums.shift == 0;
   tile_.column_terms = column_terms_.data();
   tile_.same_terms = same_terms_;
   tile_.acc = output_.acc ? output_.acc + shape.m0 * outputs + shape.n0 : nullptr;

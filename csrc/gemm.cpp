@@ -64,13 +64,16 @@ class PanelRun {
 
   void rows_of_group(int64_t m0, int rows, int group, int64_t span, int64_t end) {
     PreparedRows prepared[kMaxSegments];
-    row_terms_.assign(rows, 0);
+    has_row_terms_ = false;
+    for (int s = 0; s < layer_.segments(); ++s) has_row_terms_ |= layer_.row_factor(s, rows) != 0;
+    if (has_row_terms_) row_terms_.assign(rows, 0);
     if (reads_in_place(m0, rows))
       point_at_rows(m0, rows, prepared);
     else
       gather(m0, rows, group, prepared);
     for (; span < end; ++span)
-      finish_span(layer_, group, int(span % spans_), prepared, m0, rows, row_terms_.data(), epilogue_);
+      finish_span(layer_, group, int(span % spans_), prepared, m0, rows, has_row_terms_ ? row_terms_.data() : nullptr,
+                  epilogue_);
   }
 
   // One tap that takes every pixel: the rows are there, if no kernel wants them in another form or reads past the last one.
@@ -92,7 +95,7 @@ class PanelRun {
     for (int s = 0; s < layer_.segments(); ++s) {
       const uint8_t* first = input_.codes + m0 * channels + layer_.shape().segments[s].first_channel;
       prepared[s] = {first, rows, rows, channels, 0, kBlock, 0};
-      add_row_terms(layer_.row_factor(s), layer_.kernel(0, s).k(), prepared[s]);
+      add_row_terms(layer_.row_factor(s, rows), layer_.kernel(0, s).k(), prepared[s]);
     }
   }
 
@@ -105,7 +108,7 @@ class PanelRun {
     for (int s = 0; s < layer_.segments(); ++s) {
       const SegmentKernel& kernel = layer_.kernel(group, s);
       if (kernel.k() == 0) continue;
-      add_row_terms(layer_.row_factor(s), kernel.k_padded(),
+      add_row_terms(layer_.row_factor(s, rows), kernel.k_padded(),
                     {codes[s], rows, rows, kRowStride, 0, rows * kRowStride, 0});
       const int64_t bytes = kernel.prepared_bytes(rows);
       uint8_t* const to = bytes ? scratch(changed[s], bytes) : codes[s];
@@ -146,6 +149,7 @@ class PanelRun {
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
   std::vector<uint32_t> row_terms_;
+  bool has_row_terms_ = false;
   bool finite_ = true;
 };
 

@@ -62,7 +62,8 @@ class ImageRun {
       lines.first_channel = segment.first_channel;
       lines.channels = segment.channels;
       lines.line_bytes = kernel.prepared_codes_bytes(pixels_ * lines.codes);
-      lines.factor = layer.row_factor(s);
+      lines.factor = layer.row_factor(s, rows_at_once_);
+      has_row_terms_ |= lines.factor != 0;
       lines.padded.assign(size_t(int64_t(pixels_ + g_.stride_w) * lines.codes + kPixelSlack), 0);
     }
     if (taps_.tall) zeros_.assign(size_t(g_.in_w + 1) * layer.shape().channels + kFewChannels, 0);
@@ -136,7 +137,7 @@ class ImageRun {
   void prepare(int image, int first_oh, int count) {
     static thread_local AlignedBytes prepared[kMaxSegments];
     const int lines = lines_read(count), first = first_oh * g_.stride_h - g_.pad_top;
-    line_terms_.assign(size_t(lines) * g_.out_w, 0);
+    if (has_row_terms_) line_terms_.assign(size_t(lines) * g_.out_w, 0);
     for (int s = 0; s < layer_.segments(); ++s) {
       if (lines_[s].channels == 0) continue;
       lines_[s].part_stride = lines * lines_[s].line_bytes + kPixelSlack;
@@ -268,13 +269,13 @@ class ImageRun {
 
   void multiply_rows(int64_t first_line, int line, int lines, int ow, int width, Range spans,
                      const Windows* windows = nullptr) {
-    take_row_terms(line, lines, ow, width);
+    if (has_row_terms_) take_row_terms(line, lines, ow, width);
     PreparedRows rows[kMaxSegments];
     for (int s = 0; s < layer_.segments(); ++s) rows[s] = prepared_rows(s, line, lines, ow, width);
     const LinesInRun in_run = windows ? LinesInRun{} : join_lines(rows[0], width);
     for (int64_t span = spans.begin; span < spans.end; ++span)
-      finish_span(layer_, 0, int(span), rows, (first_line + line) * g_.out_w + ow, lines * width, row_terms_.data(),
-                  epilogue_, in_run, windows);
+      finish_span(layer_, 0, int(span), rows, (first_line + line) * g_.out_w + ow, lines * width,
+                  has_row_terms_ ? row_terms_.data() : nullptr, epilogue_, in_run, windows);
   }
 
   // Whole lines one pixel apart, whose positions go on over the zeros between them: a matrix unit's groups are then full.
@@ -316,6 +317,7 @@ class ImageRun {
   const int stride_h_, dilation_h_;  // in prepared lines
   const int pixels_;                 // of a line that taps read
   const int rows_at_once_;
+  bool has_row_terms_ = false;
   std::shared_ptr<const BorderTable> border_;
   const PoolTask& pooling_;
   TileEpilogue epilogue_;

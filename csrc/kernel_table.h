@@ -73,6 +73,7 @@ struct EpilogueTile {
   int first_column;  // of the tile
   // acc = (sums << shift) + row_terms[m] + column_terms[m][first_column + n], modulo 2^32
   const uint32_t* row_terms;            // [rows]
+  bool plain_sums;                      // nothing is to be shifted, and these are 0
   const uint32_t* const* column_terms;  // [rows] -> [outputs of the layer], by border class
   bool same_terms;                      // of all rows
   // Null, or a row that is written is the largest of `taps` of these, [row][tap] (the smallest where w_scale is negative); only
@@ -127,7 +128,8 @@ using SumCodesFn = void (*)(const uint8_t* const* taps, int count, int64_t n, in
 //   [k / 4][column][k % 4]          one row of it is `columns` * 4 bytes: a few vector registers
 //
 // Packed, a unit of 32 codes x columns holds `bits` bytes where the unpacked one holds 8 (dot.cpp draws it).
-using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes);
+// As bytes a code is alpha * code + beta, modulo 2^8.
+using UnpackFn = void (*)(const uint8_t* panel, int units, uint8_t* bytes, int beta);
 // Codes of one row to 16-bit words. Or, for `pairs`, 8 codes to the first half of every 16 bytes: the other half is its
 // neighbour's.
 using ExpandFn = void (*)(const uint8_t* codes, int units, uint8_t* words);
@@ -167,15 +169,15 @@ struct MatrixTiles {
 };
 
 struct DotFamily {
-  int columns;              // of a panel
-  bool flips_8bit_weights;  // u8 x s8 instructions: 8-bit weights are stored as c ^ 0x80, and 128 * Ca repairs the sum
-  int forms;                // ways to multiply; which one is exact depends on the widths
-  int rate[kMaxDotForms];   // [form] products a cycle, to compare families with (csrc/README.md)
+  int columns;             // of a panel
+  bool signed_weights;     // u8 x s8 instructions: weights are bytes of their levels, 8-bit ones c ^ 0x80
+  int forms;               // ways to multiply; which one is exact depends on the widths
+  int rate[kMaxDotForms];  // [form] products a cycle, to compare families with (csrc/README.md)
   int tile_rows[kMaxDotForms];
-  int step[kMaxDotForms];   // codes that a tile multiplies at once
+  int step[kMaxDotForms];  // codes that a tile multiplies at once
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);
-  UnpackFn unpack[9];                              // by bits, 1..8; null: the packed panel is the byte panel
+  UnpackFn unpack[2][9];                           // [alpha - 1][bits]; null: the packed panel is the byte panel
   ExpandFn expand[kMaxDotForms];                   // [form] null: its tiles read the gathered codes
   DotTileFn tile[kMaxDotForms][kMaxTileRows + 1];  // [form][rows], rows in 1..tile_rows
   int few_rows;

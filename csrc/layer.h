@@ -102,9 +102,9 @@ class Layer {
   const SegmentKernel& kernel(int group, int segment) const { return *kernels_[group * segments() + segment]; }
   int segments() const { return int(shape_.segments.size()); }
   // log2 of the factor that S of this segment carries in the integer result.
-  int shift(int segment) const;
-  // The factor of Ca in the integer result, what the kernel's S lacks included.
-  uint32_t row_factor(int segment) const;
+  int shift(int segment, int rows) const;
+  // The factor of Ca in the integer result, with so many rows: of what S does not have of the weights.
+  uint32_t row_factor(int segment, int rows) const;
   const uint8_t* stream(int segment) const { return streams_[segment].data(); }  // reference family
   const DepthwiseWeights& depthwise() const { return *depthwise_; }              // depthwise family
   // Whether valid taps add a constant, that of their border class.
@@ -197,8 +197,9 @@ class TileEpilogue final : public RowsDone {
  public:
   TileEpilogue(const Layer& layer, const Output& output, const Geometry& geometry, const BorderTable* border);
 
-  // The next tile. row_terms [rows]
-  void begin(const TileShape& tile, const SumsShape& sums, const uint32_t* row_terms, const Windows* windows = nullptr);
+  // The next tile. row_terms [rows], or null: none
+  void begin(const TileShape& tile, const SumsShape& sums, const uint32_t* row_terms = nullptr,
+             const Windows* windows = nullptr);
   // All of it: its panels stand `stride` apart.
   void finish(const uint32_t* sums, int64_t stride);
   // Or some rows of a panel.
@@ -220,7 +221,7 @@ class TileEpilogue final : public RowsDone {
   const Tier& epilogue_tier_;
   const bool same_terms_;  // of all rows
   std::vector<float> row_scale_, residual_scale_, window_scale_;
-  std::vector<uint32_t> no_terms_;
+  std::vector<uint32_t> no_terms_, no_row_terms_;
   std::vector<const uint32_t*> column_terms_;
   int64_t first_row_ = -1;
   TileShape shape_{};

@@ -214,8 +214,13 @@ void Layer::build_kernels(const uint8_t* const* streams, const std::vector<Famil
   for (int g = 0; g < shape_.groups; ++g)
     for (int s = 0; s < segments(); ++s) {
       const Segment& segment = shape_.segments[s];
-      const CodeMatrix weights{at[s], shape_.group_outputs(), shape_.taps() * segment.group_channels(g),
-                               segment.weight.bits, segment.activation.bits};
+      const CodeMatrix weights{at[s],
+                               shape_.group_outputs(),
+                               shape_.taps() * segment.group_channels(g),
+                               segment.weight.bits,
+                               segment.activation.bits,
+                               segment.weight.alpha,
+                               segment.weight.beta};
       const Family* asked = families.empty() ? nullptr : &families[s];
       kernels_.push_back(make_segment_kernel(weights, taps, candidate(tier_, segment, asked)));
       at[s] += int64_t(weights.outputs) * weights.k;
@@ -265,16 +270,18 @@ void Layer::sum_taps(const uint8_t* const* streams) {
   }
 }
 
-int Layer::shift(int segment) const {
+//   sum l_w * l_a = a_a * sum (a_w * c_w + b_w) * c_a + ... = a_a * (a_w / alpha * S + (b_w - a_w / alpha * beta) * Ca) + ...
+int Layer::shift(int segment, int rows) const {
   const Segment& s = shape_.segments[segment];
-  const int alphas = s.weight.alpha * s.activation.alpha;  // 1, 2 or 4
+  const int alphas = s.weight.alpha / kernel(0, segment).weight_form(rows).alpha * s.activation.alpha;  // 1, 2 or 4
   return alphas / 2 + (s.exponent() - shape_.exponent());
 }
 
-uint32_t Layer::row_factor(int segment) const {
+uint32_t Layer::row_factor(int segment, int rows) const {
   const Segment& s = shape_.segments[segment];
-  const int repair = kernel(0, segment).activation_repair() * s.weight.alpha * s.activation.alpha;
-  return uint32_t(s.weight.beta * s.activation.alpha + repair) << (s.exponent() - shape_.exponent());
+  const WeightForm form = kernel(0, segment).weight_form(rows);
+  const int missing = s.weight.beta - s.weight.alpha / form.alpha * form.beta;
+  return uint32_t(missing * s.activation.alpha) << (s.exponent() - shape_.exponent());
 }
 
 int64_t Layer::panel_bytes() const {

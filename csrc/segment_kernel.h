@@ -26,6 +26,7 @@ struct CodeMatrix {
   const uint8_t* codes;
   int outputs, k;
   int w_bits, a_bits;
+  int w_alpha = 1, w_beta = 0;     // levels: alpha * code + beta
   const int32_t* order = nullptr;  // packed position -> code of a row, negative: none; null: as they are
   int positions = 0;               // of `order`
 
@@ -107,15 +108,21 @@ struct BrickShape {
 
 constexpr int kRowsAtOnce = 256;
 
+// S is the sum of (alpha * code of the weight + beta) * code of the activation.
+struct WeightForm {
+  int alpha = 1, beta = 0;
+};
+
 class SegmentKernel {
  public:
   SegmentKernel(const CodeMatrix& weights, const Taps& taps, const Tier& tier, const BrickShape& shape);
   virtual ~SegmentKernel() = default;
 
   virtual Family family() const = 0;
-  virtual const char* form() const = 0;                // the variant inside the family
-  virtual int tile_rows() const = 0;                   // of the inner loop
-  virtual int activation_repair() const { return 0; }  // S lacks this many times Ca
+  virtual const char* form() const = 0;  // the variant inside the family
+  virtual int tile_rows() const = 0;     // of the inner loop
+  // What S has of the weights, with so many rows; where pixels are shared, with any.
+  virtual WeightForm weight_form(int /*rows*/) const { return {}; }
 
   // Bytes that prepare() writes for `rows` rows; 0: multiply reads the gathered rows themselves.
   virtual int64_t prepared_bytes(int) const { return 0; }

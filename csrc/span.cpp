@@ -30,10 +30,11 @@ namespace {
 struct Order {
   int count = 0, segment[kMaxSegments];
 
-  Order(const Layer& layer, int group) {
+  Order(const Layer& layer, int group, int rows) {
     for (int s = 0; s < layer.segments(); ++s)
       if (layer.kernel(group, s).k() > 0) segment[count++] = s;
-    std::stable_sort(segment, segment + count, [&](int a, int b) { return layer.shift(a) > layer.shift(b); });
+    std::stable_sort(segment, segment + count,
+                     [&](int a, int b) { return layer.shift(a, rows) > layer.shift(b, rows); });
   }
 };
 
@@ -71,11 +72,11 @@ void finish_span(const Layer& layer, int group, int span, const PreparedRows* ro
   const int most = panels_of_span(layer), first = span * most, n0 = first * columns;
   const int panels = std::min(most, (outputs + columns - 1) / columns - first);
 
-  const Order order(layer, group);
+  const Order order(layer, group, rows);
   const int multiplied = order.count > 0 ? rows_of_segments[order.segment[0]].rows : rows;
   const int64_t panel_sums = int64_t(multiplied) * columns;
   auto* sums = reinterpret_cast<uint32_t*>(scratch(sums_bytes, most * panel_sums * 4));
-  const int last_shift = order.count > 0 ? layer.shift(order.segment[order.count - 1]) : 0;
+  const int last_shift = order.count > 0 ? layer.shift(order.segment[order.count - 1], rows) : 0;
   epilogue.begin({m0, rows, group * outputs + n0, std::min(most * columns, outputs - n0)}, {columns, last_shift},
                  row_terms, windows);
   const bool in_rows = !windows && completes_rows(layer, group, rows_of_segments[0], epilogue);
@@ -84,8 +85,9 @@ void finish_span(const Layer& layer, int group, int span, const PreparedRows* ro
   if (order.count == 0) std::memset(sums, 0, size_t(panels * panel_sums) * 4);
   for (int i = 0; i < order.count; ++i) {
     const int s = order.segment[i];
-    layer.kernel(group, s).multiply(first, panels, rows_of_segments[s],
-                                    {sums, panel_sums, layer.shift(s) - last_shift, i == 0, in_rows ? each : nullptr});
+    layer.kernel(group, s).multiply(
+        first, panels, rows_of_segments[s],
+        {sums, panel_sums, layer.shift(s, rows) - last_shift, i == 0, in_rows ? each : nullptr});
   }
   if (!in_rows) epilogue.finish(sums, panel_sums);
 }

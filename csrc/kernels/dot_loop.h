@@ -5,6 +5,8 @@
 //   V::load, V::store       unaligned bytes
 //   V::field<shift, mask>   every byte's bits moved right by `shift` (left if negative), then masked
 //   V::combine              bitwise or
+//   V::kSignedWeights       weights are multiplied as signed bytes; then
+//   V::plus                 every byte plus one number
 //   V::zero, V::load_sums, V::store_sums, V::add, V::shift_left
 //   V::kSteps               steps of 4 codes that are multiplied together: what one load of activations serves
 //   V::activations          the 4 * kSteps codes of one row, as dot wants them
@@ -42,8 +44,8 @@ constexpr T most(T a, T b) {
 }
 
 // ---- unpack --------------------------------------------------------------------------------------------------------
-// Fields of 8, 4, 2, 1 bits, high to low, as pack.cpp writes them. One field of one row: a shift and a mask, at once
-// moved to its position in the code.
+// Fields of 8, 4, 2, 1 bits, high to low, as dot.cpp writes them. One field of one row: a shift and a mask, at once
+// moved to its position in the byte.
 template <class V, int Field, int Position, int Row>
 inline typename V::Bytes unpack_field(const uint8_t* packed, int vector) {
   constexpr int row_bytes = V::kVectors * V::kLanes * 4;
@@ -53,33 +55,43 @@ inline typename V::Bytes unpack_field(const uint8_t* packed, int vector) {
   return V::template field<place - Position, mask>(bytes);
 }
 
-template <class V, int Bits, int Row>
+template <class V, int Bits, int Row, int Alpha = 1>
 inline typename V::Bytes unpack_row(const uint8_t* packed, int vector) {
   constexpr int row_bytes = V::kVectors * V::kLanes * 4;
   constexpr int top = Bits >= 4 ? 4 : Bits >= 2 ? 2 : 1;
-  const auto high = unpack_field<V, top, Bits - top, Row>(packed, vector);
+  const auto high = unpack_field<V, top, Bits - top + Alpha - 1, Row>(packed, vector);
   if constexpr (Bits == top)
     return high;
   else
-    return V::combine(high, unpack_row<V, Bits - top, Row>(packed + top * row_bytes, vector));
+    return V::combine(high, unpack_row<V, Bits - top, Row, Alpha>(packed + top * row_bytes, vector));
 }
 
-template <class V, int Bits, int... Rows>
-inline void unpack_unit(const uint8_t* packed, uint8_t* bytes, std::integer_sequence<int, Rows...>) {
+template <class V, int Bits, int Row, int Alpha>
+inline typename V::Bytes unpack_level(const uint8_t* packed, int vector, int beta) {
+  const auto bytes = unpack_row<V, Bits, Row, Alpha>(packed, vector);
+  if constexpr (V::kSignedWeights)
+    return V::plus(bytes, beta);
+  else
+    return bytes;
+}
+
+template <class V, int Bits, int Alpha, int... Rows>
+inline void unpack_unit(const uint8_t* packed, uint8_t* bytes, int beta, std::integer_sequence<int, Rows...>) {
   constexpr int register_bytes = V::kLanes * 4;
   for (int v = 0; v < V::kVectors; ++v)
-    (V::store(bytes + (Rows * V::kVectors + v) * register_bytes, unpack_row<V, Bits, Rows>(packed, v)), ...);
+    (V::store(bytes + (Rows * V::kVectors + v) * register_bytes, unpack_level<V, Bits, Rows, Alpha>(packed, v, beta)),
+     ...);
 }
 
-template <class V, int Bits>
-void unpack(const uint8_t* panel, int units, uint8_t* bytes) {
+template <class V, int Bits, int Alpha>
+void unpack(const uint8_t* panel, int units, uint8_t* bytes, int beta) {
   constexpr int row_bytes = V::kVectors * V::kLanes * 4;
   constexpr int unit_bytes = Bits * row_bytes, brick_bytes = kBlock / kUnit * unit_bytes;
   for (int unit = 0; unit < units; ++unit, panel += unit_bytes, bytes += 8 * row_bytes) {
     // The next brick is unpacked when all rows have passed this one: time enough to fetch it into L2.
     for (int line = 0; V::kFetchesAhead && line < unit_bytes; line += 64)
       __builtin_prefetch(panel + brick_bytes + line, 0, 2);
-    unpack_unit<V, Bits>(panel, bytes, std::make_integer_sequence<int, 8>());
+    unpack_unit<V, Bits, Alpha>(panel, bytes, beta, std::make_integer_sequence<int, 8>());
   }
 }
 
@@ -219,6 +231,11 @@ constexpr void fill_few_widths(DotFamily& family, std::integer_sequence<int, Bit
   (fill_few<V, Form, Bits + 1>(family, std::make_integer_sequence<int, V::kFewRows>()), ...);
 }
 
+template <class V, int Alpha, int... Bits>
+constexpr void fill_unpack(DotFamily& family, std::integer_sequence<int, Bits...>) {
+  ((family.unpack[Alpha - 1][Bits + 1] = unpack<V, Bits + 1, Alpha>), ...);
+}
+
 // One rate, or one a form.
 template <class V>
 constexpr int dot_rate(int form) {
@@ -233,14 +250,13 @@ template <class V, int... Forms>
 constexpr DotFamily family_without_tiles(std::integer_sequence<int, Forms...>) {
   DotFamily family{};
   family.columns = V::kLanes * V::kVectors;
-  family.flips_8bit_weights = V::kFlips8BitWeights;
+  family.signed_weights = V::kSignedWeights;
   ((family.rate[Forms] = dot_rate<V>(Forms)), ...);
   family.forms = V::kForms;
   family.form = V::form;
   family.form_name = V::form_name;
-  UnpackFn* const u = family.unpack;  // 8 bits: packed is unpacked
-  u[1] = unpack<V, 1>, u[2] = unpack<V, 2>, u[3] = unpack<V, 3>, u[4] = unpack<V, 4>;
-  u[5] = unpack<V, 5>, u[6] = unpack<V, 6>, u[7] = unpack<V, 7>;
+  fill_unpack<V, 1>(family, std::make_integer_sequence<int, 7>());  // 8 bits: packed is unpacked
+  if constexpr (V::kSignedWeights) fill_unpack<V, 2>(family, std::make_integer_sequence<int, 7>());
   if constexpr (V::kFewRows > 0) (fill_few_widths<V, Forms>(family, std::make_integer_sequence<int, 8>()), ...);
   family.few_rows = V::kFewRows;
   return family;

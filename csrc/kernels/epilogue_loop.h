@@ -8,10 +8,11 @@
 // once (-ffp-contract=off), integers wrap modulo 2^32. With 8 lanes, for 8 columns from sums to codes:
 //
 //   sums, shift, two terms; conversion; two scales, bias, relu; r, z, cmax; conversion, packs: 14 instructions
+//   weights that are levels, and activations without a shift:                                   12
 //
-// Measured on an Intel Xeon (two 512-bit ports), codes of 4 bits and of 8, 64 columns in L1, of cycles for 16 outputs: one tensor
-// 8.7, two 12.2, with a residual and two 15.2; with AVX2 11.9 for one, 23.5 with a residual and two. A part of four rows of 32 columns takes
-// twice as long as a row of many: 64 cycles to load what the columns need.
+// Measured on an Intel Xeon (two 512-bit ports), 32 rows of 64 columns in L1, plain sums, cycles for 16 outputs: codes of one tensor 7.6, of
+// two 10.8, with a residual and two 13.6 (shifted sums: 9.0, 11.9, 14.7); with AVX2 10.3, 14.9, 20.9. 16 columns take half as long again, and
+// four rows of 32 columns four times as long: 150 cycles to load what the columns need.
 #pragma once
 
 #include <cstdint>
@@ -100,20 +101,23 @@ struct RunQuantizer<Run<F, Count>> {
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) cmax.y[i] = less_of(all<F>(most) * r.y[i] + z.y[i], cmax.y[i]);
   }
-  // The codes of `Rows` rows. `Floor`: some value, or z, may be below 0 or NaN.
+  // The codes of `Rows` rows. `Floor`: some value, or z, may be below 0 or NaN, which becomes 0. Packs saturate, and make 0 of what
+  // NaN is converted to.
   template <bool Floor, int Rows>
   [[gnu::always_inline]] void codes(const F (&y)[Rows * Count], Ints<F> (&codes)[Rows * Count]) const {
+    constexpr bool packed = packs<F>(Rows * Count);
 #pragma GCC unroll 8
     for (int j = 0; j < Rows * Count; ++j) {
       const int i = j % Count;
       F sum = y[j] * r.y[i] + z.y[i];
-      if (Floor) sum = greater_of(sum, all<F>(0));  // NaN becomes 0
-      codes[j] = cut(less_of(sum, cmax.y[i]));
+      if (Floor && !packed) sum = greater_of(sum, all<F>(0));
+      codes[j] = cut(less_of(cmax.y[i], sum));
     }
     if (shift)
 #pragma GCC unroll 8
       for (int j = 0; j < Rows * Count; ++j) {
         const int at = j % Count * Shape<F>::lanes;
+        if (Floor && packed) codes[j] = greater_of(codes[j], Ints<F>{});
         codes[j] = (codes[j] << load_as<Ints<F>>(shift + at)) + load_as<Ints<F>>(add + at);
       }
   }
@@ -253,6 +257,8 @@ class BlockReader {
 };
 
 // ---- epilogue --------------------------------------------------------------------------------------------------------
+enum class SumsOf { any, plain, windows };
+
 // The integers of a run. Rows that follow one another mostly have the same column terms, which stay in registers.
 template <class Run>
 class RunSums;
@@ -288,23 +294,26 @@ class RunSums<Run<F, Count>> {
     return next - row;
   }
   // The integers of a row of those.
-  template <bool Pooled>
+  template <SumsOf Kind>
   [[gnu::always_inline]] void of_row(int row, Ints<F>* integers) const {
-    if (Pooled) return largest(windows_ + int64_t(row) * taps_, integers);
+    if (Kind == SumsOf::windows) return largest(windows_ + int64_t(row) * taps_, integers);
     const uint32_t* const sums = sums_ + int64_t(row - row_) * panel_cols_;
 #pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i)
-      integers[i] = shifted_sum(load_as<Ints<F>>(sums + i * Shape<F>::lanes), shift_, terms_[i], row_terms_[row]);
+    for (int i = 0; i < Count; ++i) {
+      const Ints<F> sum = load_as<Ints<F>>(sums + i * Shape<F>::lanes);
+      integers[i] =
+          Kind == SumsOf::plain ? plain_sum(sum, terms_[i]) : shifted_sum(sum, shift_, terms_[i], row_terms_[row]);
+    }
   }
   // with(integers, their number) for each register of any row.
   template <class With>
   [[gnu::always_inline]] void each(int row, With&& with) {
     Ints<F> integers[Count];
     if (windows_) {
-      of_row<true>(row, integers);
+      of_row<SumsOf::windows>(row, integers);
     } else {
       if (column_terms_[row] != terms_of_) take_terms(column_terms_[row]);
-      of_row<false>(row, integers);
+      of_row<SumsOf::any>(row, integers);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) with(integers[i], i);
@@ -361,7 +370,9 @@ enum Steps { kScales = 0, kBias = 1, kRelu = 2, kCodes = 4, kRelu6 = 8, kAny = 1
 bool writes_codes_in_order(const EpilogueTile& t) {
   for (int i = 0; i < t.results.sinks; ++i)
     if (t.results.sink[i].second) return false;
-  return !t.results.y && t.results.sinks > 0 && t.results.sinks <= kLoadedSinks && !t.residual_codes.second;
+  const bool adds_to_pooled = t.windows && t.residual_codes.codes;
+  return !t.results.y && t.results.sinks > 0 && t.results.sinks <= kLoadedSinks && !t.residual_codes.second &&
+         !adds_to_pooled;
 }
 bool needs_no_floor(const EpilogueTile& t) {
   for (int i = 0; i < t.results.sinks; ++i)
@@ -382,10 +393,10 @@ struct ColumnOfCodes {
 
 // A block of codes, a run of columns after the other. Stores of codes might change anything in memory, for all that the compiler
 // knows: so all that a row needs is in variables.
-template <class Run, int Steps, bool Pooled>
+template <class Run, int Steps, SumsOf Kind>
 class RunToCodes;
-template <class F, int Count, int Steps, bool Pooled>
-class RunToCodes<Run<F, Count>, Steps, Pooled> {
+template <class F, int Count, int Steps, SumsOf Kind>
+class RunToCodes<Run<F, Count>, Steps, Kind> {
  public:
   RunToCodes(const EpilogueTile& t, const TilePart& part, int panel, int first)
       : sums_(t, part, panel, first),
@@ -409,7 +420,7 @@ class RunToCodes<Run<F, Count>, Steps, Pooled> {
   }
 
  private:
-  static constexpr int kTogether = Pooled ? 1 : rows_of_store<F>(Count);
+  static constexpr int kTogether = Kind == SumsOf::windows ? 1 : rows_of_store<F>(Count);
   static constexpr bool kFloor = !(Steps & (kRelu | kRelu6));
 
   template <int Rows>
@@ -422,7 +433,7 @@ class RunToCodes<Run<F, Count>, Steps, Pooled> {
   }
   [[gnu::always_inline]] void one_row(int row, F* y) {
     Ints<F> integers[Count];
-    sums_.template of_row<Pooled>(row, integers);
+    sums_.template of_row<Kind>(row, integers);
     const F scale = all<F>(row_scale_[row]);
     Run<F, Count> run;
 #pragma GCC unroll 8
@@ -445,13 +456,13 @@ class RunToCodes<Run<F, Count>, Steps, Pooled> {
   const int sinks_;
 };
 
-template <int Steps, bool Pooled>
+template <int Steps, SumsOf Kind>
 void epilogue_to_codes(const EpilogueTile& t, const TilePart& part) {
   constexpr int kRows = 2 * kRowsTogether;  // nothing of them is in a buffer
   const Block whole{part.row, part.rows, part.column, part.columns};
   for_each_block<kRows>(whole, [&](const Block& b) __attribute__((always_inline)) {
     const auto work = [&](auto run, int panel, int first) __attribute__((always_inline)) {
-      RunToCodes<decltype(run), Steps, Pooled> codes(t, part, panel, first);
+      RunToCodes<decltype(run), Steps, Kind> codes(t, part, panel, first);
       codes.rows(b.row, b.row + b.rows);
     };
     for_each_run(t.panel_cols, b.column, b.column + b.columns, work);
@@ -460,7 +471,9 @@ void epilogue_to_codes(const EpilogueTile& t, const TilePart& part) {
 using EpilogueOfTile = void (*)(const EpilogueTile&, const TilePart&);
 template <int Steps>
 EpilogueOfTile to_codes(const EpilogueTile& t) {
-  return t.windows ? epilogue_to_codes<Steps, true> : epilogue_to_codes<Steps, false>;
+  if constexpr (!(Steps & kCodes))
+    if (t.windows) return epilogue_to_codes<Steps, SumsOf::windows>;
+  return t.plain_sums ? epilogue_to_codes<Steps, SumsOf::plain> : epilogue_to_codes<Steps, SumsOf::any>;
 }
 
 template <int Steps>
@@ -515,10 +528,10 @@ void epilogue(const EpilogueTile& t, const TilePart& part) {
   if (codes && needs_no_floor(t)) {
     if (steps == (kBias | kRelu)) return to_codes<kBias | kRelu>(t)(t, part);
     if (steps == (kBias | kRelu6)) return to_codes<kBias | kRelu6>(t)(t, part);
-    if (steps == (kBias | kCodes | kRelu)) return epilogue_to_codes<kBias | kCodes | kRelu, false>(t, part);
+    if (steps == (kBias | kCodes | kRelu)) return to_codes<kBias | kCodes | kRelu>(t)(t, part);
   }
   if (codes && steps == kBias) return to_codes<kBias>(t)(t, part);
-  if (codes && steps == (kBias | kCodes)) return epilogue_to_codes<kBias | kCodes, false>(t, part);
+  if (codes && steps == (kBias | kCodes)) return to_codes<kBias | kCodes>(t)(t, part);
   switch (common ? steps : kAny) {
     case kScales: return epilogue_of<kScales>(t, part);
     case kBias: return epilogue_of<kBias>(t, part);

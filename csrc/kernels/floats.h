@@ -91,6 +91,14 @@ template <>
 #endif
 }
 
+template <class V>
+[[gnu::always_inline]] inline V plain_sum(V sum, V more) {
+  return V(sum + more);
+}
+[[gnu::always_inline]] inline int32_t plain_sum(int32_t sum, int32_t more) {
+  return int32_t(uint32_t(sum) + uint32_t(more));
+}
+
 inline float to_floats(int32_t v) { return float(v); }
 inline float greater_of(float a, float b) { return a > b ? a : b; }
 inline float less_of(float a, float b) { return a < b ? a : b; }
@@ -163,7 +171,13 @@ constexpr int rows_of_store(int count) {
   return Shape<F>::lanes > 1 && count < 4 ? 4 / count : 1;
 }
 
-// Integers that are 0 to 255 as bytes: the codes of `Rows` rows, or of one, of all registers.
+// Whether so many registers are packed: then what is below 0 becomes 0.
+template <class F>
+constexpr bool packs(int registers) {
+  return Shape<F>::lanes > 1 && registers % 4 == 0;
+}
+
+// Integers up to 255 as bytes: the codes of `Rows` rows, or of one, of all registers. Where they are not packed none is below 0.
 template <int Rows, int All>
 [[gnu::always_inline]] inline void store_rows(uint8_t* to, int64_t, const int32_t (&v)[All]) {
   static_assert(Rows == 1);
@@ -172,7 +186,7 @@ template <int Rows, int All>
 #if defined(__AVX512F__)
 // packs work inside 128-bit lanes: dwords 0, 4, 8, 12, 1, ... of four registers.
 [[gnu::always_inline]] inline __m512i bytes_of_four(const Integers* v) {
-  const auto words = [&](int i) { return _mm512_packus_epi32(__m512i(v[i]), __m512i(v[i + 1])); };
+  const auto words = [&](int i) { return _mm512_packs_epi32(__m512i(v[i]), __m512i(v[i + 1])); };
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words(0), words(2)));
 }
@@ -228,7 +242,9 @@ template <int Rows, int All>
 }
 #elif defined(__aarch64__)
 [[gnu::always_inline]] inline uint8x16_t bytes_of_four(const Integers* v) {
-  const auto words = [&](int i) { return vcombine_u16(vmovn_u32(uint32x4_t(v[i])), vmovn_u32(uint32x4_t(v[i + 1]))); };
+  const auto words = [&](int i) {
+    return vcombine_u16(vqmovun_s32(int32x4_t(v[i])), vqmovun_s32(int32x4_t(v[i + 1])));
+  };
   return vcombine_u8(vmovn_u16(words(0)), vmovn_u16(words(2)));
 }
 template <int Rows, int All>

@@ -28,17 +28,12 @@ class Random {
 
 // A segment: packed, prepared and multiplied by one family.
 struct SegmentCase {
-  int rows, outputs, k, w_bits, a_bits;
+  int rows, outputs, k, w_bits, a_bits, w_alpha, w_beta;
   AlignedBytes w, a;  // codes [outputs][k], [rows][k]
 
-  uint32_t product(int row, int output) const {
+  uint32_t product(int row, int output, WeightForm form) const {
     uint32_t sum = 0;
-    for (int i = 0; i < k && output < outputs; ++i) sum += uint32_t(w[output * k + i]) * a[row * k + i];
-    return sum;
-  }
-  uint32_t code_sum(int row) const {
-    uint32_t sum = 0;
-    for (int i = 0; i < k; ++i) sum += a[row * k + i];
+    for (int i = 0; i < k; ++i) sum += uint32_t(form.alpha * w[output * k + i] + form.beta) * a[row * k + i];
     return sum;
   }
 };
@@ -57,7 +52,8 @@ AlignedBytes gathered_rows(const SegmentCase& c, const SegmentKernel& kernel) {
 
 void check_segment(const Candidate& candidate, const SegmentCase& c, Random& random, Report& report) {
   constexpr int gap = 8;  // between the sums of two panels
-  const auto kernel = make_segment_kernel({c.w.data(), c.outputs, c.k, c.w_bits, c.a_bits}, {}, candidate);
+  const auto kernel =
+      make_segment_kernel({c.w.data(), c.outputs, c.k, c.w_bits, c.a_bits, c.w_alpha, c.w_beta}, {}, candidate);
   // Half of the numbers of rows write sums that are fresh; others add to what is there, which some may not shift.
   const bool fresh = c.rows % 2 == 0;
   const int shift = kernel->shifts_all() && !fresh ? 0 : 2;
@@ -68,20 +64,24 @@ void check_segment(const Candidate& candidate, const SegmentCase& c, Random& ran
   const int panel = kernel->panel_columns(), panel_sums = c.rows * panel + gap;
   const int tiles = (c.outputs + kernel->columns() - 1) / kernel->columns();
   const int panels = tiles * kernel->columns() / panel;
+  const auto at = [&](int row, int column) { return column / panel * panel_sums + row * panel + column % panel; };
   Guarded<int32_t> sums(size_t(panels) * panel_sums - gap);
   Ints expected(size_t(panels) * panel_sums - gap);
   for (int32_t& sum : expected) sum = int32_t(random.next());
   std::copy(expected.begin(), expected.end(), sums.data());
   for (int row = 0; row < c.rows; ++row)
     for (int column = 0; column < panels * panel; ++column) {
-      // Columns past the last output hold no weights, and none of their repair.
-      const uint32_t lacks = column < c.outputs ? uint32_t(kernel->activation_repair()) * c.code_sum(row) : 0;
-      int32_t& sum = expected[column / panel * panel_sums + row * panel + column % panel];
-      sum = int32_t((fresh ? 0 : uint32_t(sum)) + ((c.product(row, column) - lacks) << shift));
+      int32_t& sum = expected[at(row, column)];
+      if (column < c.outputs)
+        sum = int32_t((fresh ? 0 : uint32_t(sum)) + (c.product(row, column, kernel->weight_form(c.rows)) << shift));
     }
   const uint8_t* rows = prepared.empty() ? gathered.data() : prepared.data();
   kernel->multiply(0, panels, kernel->gathered_rows(rows, c.rows),
                    {reinterpret_cast<uint32_t*>(sums.data()), panel_sums, shift, fresh});
+  // Columns past the last output hold no weights, and nobody reads them.
+  for (int row = 0; row < c.rows; ++row)
+    for (int column = c.outputs; column < panels * panel; ++column)
+      expected[at(row, column)] = sums.data()[at(row, column)];
   sums.compare(expected, std::to_string(c.rows) + " rows, K " + std::to_string(c.k), report);
 }
 
@@ -90,16 +90,19 @@ void check_segment(const Candidate& candidate, const SegmentCase& c, Random& ran
 void check_family(const Candidate& candidate, int w_bits, int a_bits, Random& random, Report& report) {
   const auto kernel = make_segment_kernel({nullptr, 0, 0, w_bits, a_bits}, {}, candidate);
   const int tail = 1 + int(random.next() % kUnit);
+  const int largest = (1 << w_bits) - 1;
   for (int rows = 1; rows <= kernel->tile_rows() + kMaxFewRows; ++rows) {
     const int k = (rows % 3 == 0 ? kBlock : 0) + tail, outputs = (rows == 2 ? kernel->columns() : 0) + 9;
-    check_segment(candidate,
-                  {rows, outputs, k, w_bits, a_bits, random.codes(outputs * k, w_bits), random.codes(rows * k, a_bits)},
-                  random, report);
+    const AlignedBytes w = random.codes(outputs * k, w_bits), a = random.codes(rows * k, a_bits);
+    if (rows % 4 < 2)  // bipolar, else signed
+      check_segment(candidate, {rows, outputs, k, w_bits, a_bits, 2, -largest, w, a}, random, report);
+    else
+      check_segment(candidate, {rows, outputs, k, w_bits, a_bits, 1, -(largest + 1) / 2, w, a}, random, report);
   }
   const int k = 8 * kBlock + tail, rows = kernel->tile_rows(), outputs = 3;
-  const AlignedBytes w(size_t(k) * outputs, uint8_t((1 << w_bits) - 1));
+  const AlignedBytes w(size_t(k) * outputs, uint8_t(largest));
   const AlignedBytes a(size_t(k) * rows, uint8_t((1 << a_bits) - 1));
-  check_segment(candidate, {rows, outputs, k, w_bits, a_bits, w, a}, random, report);
+  check_segment(candidate, {rows, outputs, k, w_bits, a_bits, 2, -largest, w, a}, random, report);
 }
 
 Count check_families(const Tier& tier, int every, Report& report) {

@@ -24,7 +24,7 @@
 // Vector instructions between the products gain little: while the unit multiplies they run at 0.8 a cycle in place of 2, as if it held one
 // of their ports. Finishing a pair's rows in the steps of the next one took as long as finishing them between the two.
 //
-// vpdpbusd's signs: activations are the unsigned side; weights of 8 bits are stored as c ^ 0x80 = c - 128.
+// vpdpbusd's signs: activations are the unsigned side, weights are levels, and those of 8 bits are stored as c ^ 0x80 = c - 128.
 #pragma once
 
 #include <immintrin.h>

@@ -2,12 +2,13 @@
 //
 //   tile 2 registers of 8 outputs, half a panel, x 3 to 6 rows
 //
-//        w0    w1        weights of 4 codes x 8 outputs, signed bytes (those of 8 bits are stored as c ^ 0x80 = c - 128)
+//        w0    w1        weights of 4 codes x 8 outputs, signed bytes: levels (those of 8 bits are stored as c ^ 0x80 = c - 128)
 //   a0  s00   s01        s += the 4 products of an output; a0: 4 codes of a row, broadcast from memory
 //   ...                  6 rows: 12 sums, 2 weights, 1 broadcast, 1 product: all 16 registers
 //
 // vpmaddubsw makes 16-bit sums of two products and saturates, so runs of steps of 4 codes, whose sums fit 16 bits for the
-// widths at hand, are added up before vpmaddwd by 1 widens them to 32 bits. p: the largest product, 128 * (2^a - 1) for w = 8.
+// widths at hand, are added up before vpmaddwd by 1 widens them to 32 bits. p: the largest product, 128 * (2^a - 1) for w = 8. No
+// level is larger than the largest code.
 //
 //   form    exact while   a step, 32 MAC                                             MAC a cycle (ceiling)   128 x 4096 x 4096
 //   run64   p <= 255      vpmaddubsw, vpaddw                                             47.6  (51)          172 GMAC/s, W4A4
@@ -31,7 +32,7 @@ namespace {
 
 struct Avx2Dot : Avx2Vocabulary {
   static constexpr int kVectors = 4, kSteps = 1, kFewRows = 2, kForms = 6;
-  static constexpr bool kFlips8BitWeights = true;
+  static constexpr bool kSignedWeights = true;
   static constexpr int kRun[kForms] = {64, 8, 4, 2, 1, 0};  // steps whose sums of products fit 16 bits
   static constexpr int kTileRows[kForms] = {6, 3, 3, 3, 4, 6};
   static constexpr int kRate[kForms] = {48, 46, 43, 38, 31, 23};

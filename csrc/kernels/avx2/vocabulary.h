@@ -53,6 +53,7 @@ struct Avx2Vocabulary {
     return _mm256_and_si256(v, _mm256_set1_epi8(char(Mask)));
   }
   static Bytes combine(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+  static Bytes plus(Bytes v, int by) { return _mm256_add_epi8(v, _mm256_set1_epi8(char(by))); }
 
   static Sums zero() { return _mm256_setzero_si256(); }
   static Sums load_sums(const uint32_t* p) { return load_ymm(p); }

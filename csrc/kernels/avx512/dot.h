@@ -2,10 +2,10 @@
 //
 //   tile 12 rows x 2 registers of 16 outputs = 24 sums, 2 weights, 1 broadcast: 27 of 32 registers
 //   a step of 4 codes: 24 vpdpbusd, 2 + 12 loads       64 MAC an instruction, one zmm vpdpbusd a cycle on Zen 4
-//   unpack: one shift, one mask (and one or) a field and 64 codes, spread over the rows of the block
+//   unpack: one shift, one mask (and one or) a field and 64 codes, a sum for 64, spread over the rows of the block
 //
 // vpdpbusd multiplies unsigned by signed bytes and wraps modulo 2^32 (vpdpbusds would saturate): activations are the
-// unsigned side; weights of 8 bits are stored as c ^ 0x80 = c - 128.
+// unsigned side, weights are levels, and those of 8 bits are stored as c ^ 0x80 = c - 128.
 #pragma once
 
 #include <immintrin.h>
@@ -20,7 +20,7 @@ struct Avx512Dot {
   using Sums = __m512i;
   static constexpr int kLanes = 16, kVectors = 2, kSteps = 1, kRows = 12, kFewRows = 4, kForms = 1;
   static constexpr int kRate = 64;
-  static constexpr bool kFlips8BitWeights = true, kFetchesAhead = true;
+  static constexpr bool kSignedWeights = true, kFetchesAhead = true;
 
   static constexpr int form(int, int) { return 0; }
   static constexpr int few_form(int) { return 0; }
@@ -35,6 +35,7 @@ struct Avx512Dot {
     return _mm512_and_si512(v, _mm512_set1_epi8(char(Mask)));
   }
   static Bytes combine(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+  static Bytes plus(Bytes v, int by) { return _mm512_add_epi8(v, _mm512_set1_epi8(char(by))); }
 
   static Sums zero() { return _mm512_setzero_si512(); }
   static Sums load_sums(const uint32_t* p) { return _mm512_loadu_si512(p); }

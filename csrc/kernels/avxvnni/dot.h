@@ -18,8 +18,8 @@
 //   few, packed weights of 8, 4, 1    37 38 32  37 51 44
 //   avx2, the cheapest form           27      28
 //
-// Unsigned by signed bytes, sums modulo 2^32: activations are the unsigned side; weights of 8 bits are stored as
-// c ^ 0x80 = c - 128. The intrinsic is the one with the VEX encoding; these processors refuse the EVEX one.
+// Unsigned by signed bytes, sums modulo 2^32: activations are the unsigned side, weights are levels, and those of 8 bits are
+// stored as c ^ 0x80 = c - 128. The intrinsic is the one with the VEX encoding; these processors refuse the EVEX one.
 #pragma once
 
 #include "kernels/avx2/vocabulary.h"
@@ -31,7 +31,7 @@ namespace {
 struct AvxVnniDot : Avx2Vocabulary {
   static constexpr int kVectors = 4, kSteps = 1, kRows = 3, kFewRows = 2, kForms = 1;
   static constexpr int kRate = 54;
-  static constexpr bool kFlips8BitWeights = true;
+  static constexpr bool kSignedWeights = true;
 
   static constexpr int form(int, int) { return 0; }
   static constexpr int few_form(int) { return 0; }

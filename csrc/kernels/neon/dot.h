@@ -34,7 +34,7 @@ namespace {
 struct NeonDot : NeonVocabulary {
   static constexpr int kVectors = 2, kSteps = 4, kRows = 4, kFewRows = 0, kForms = 3;
   static constexpr int kRate[] = {7, 6, 4};  // by form: Cortex-A53 and A72, the geometric mean
-  static constexpr bool kFlips8BitWeights = false;
+  static constexpr bool kSignedWeights = false;
   static constexpr int kBytes = 0, kWords = 1, kPairs = 2;
   static constexpr int kMaxByteProduct = 255 / kSteps, kMaxWordProduct = 65535 / (2 * kSteps);
 

@@ -27,7 +27,7 @@ namespace {
 struct NeonDotprodDot : NeonVocabulary {
   static constexpr int kVectors = 2, kSteps = 4, kRows = 8, kFewRows = 0, kForms = 1;
   static constexpr int kRate = 32;
-  static constexpr bool kFlips8BitWeights = false;
+  static constexpr bool kSignedWeights = false;
 
   static int form(int, int) { return 0; }
   static const char* form_name(int) { return "udot"; }
