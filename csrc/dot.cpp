@@ -178,9 +178,10 @@ class DotSegment final : public SegmentKernel {
     const int k = (brick.used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
     const auto& tile = dot_.tile[form_];
     const int64_t stride = dot_.pairs ? 2 * rows.stride : rows.stride;
-    each_tile(rows, tile_rows(), tier_.counters.tile[form_], [&](int row, int n, const uint8_t* activations) {
+    const auto multiply = [&](int row, int n, const uint8_t* activations) {
       tile[n](bytes, activations, stride, k, sums.first + int64_t(row) * dot_.columns, sums.shift);
-    });
+    };
+    each_tile(rows, tile_rows(), tier_.counters.tile[form_], multiply, dot_.least_rows);
   }
 
  private:

@@ -174,6 +174,7 @@ struct DotFamily {
   int forms;               // ways to multiply; which one is exact depends on the widths
   int rate[kMaxDotForms];  // [form] products a cycle, to compare families with (csrc/README.md)
   int tile_rows[kMaxDotForms];
+  int least_rows = 1;      // of a tile that does not wait for its sums
   int step[kMaxDotForms];  // codes that a tile multiplies at once
   int (*form)(int w_bits, int a_bits);
   const char* (*form_name)(int form);

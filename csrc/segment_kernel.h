@@ -181,13 +181,15 @@ class SegmentKernel {
     int codes, used, lines;
   };
   virtual void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const = 0;
-  // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them.
+  // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them. Where
+  // less than `least` would be left of a run, its last two tiles share what they have.
   template <class Counts, class Body>
-  static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body) {
+  static void each_tile(const PreparedRows& rows, int most, Counts& counts, Body&& body, int least = 1) {
     const uint8_t* run = rows.first;
     for (int first = 0; first < rows.rows; first += rows.run, run += rows.run_stride)
       for (int row = 0, n; row < rows.run; row += n) {
-        n = std::min(most, rows.run - row);
+        const int left = rows.run - row;
+        n = left > most && left < most + least ? (left + 1) / 2 : std::min(most, left);
         body(first + row, n, run + row * rows.stride);
         counts[n].add(1);
       }
