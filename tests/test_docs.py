@@ -171,3 +171,20 @@ def test_readme_accuracies_are_the_results_files():
     assert [row for row in accuracy_rows() if row not in readme] == []
     times = json.loads((ROOT / "examples/results/fashion_mnist/times.json").read_text())["microseconds"]
     assert times["soniq-2-blocks"] < times["uniform-2"] < times["soniq-2"], "the paragraph says so"
+
+
+def test_readme_transformer_is_the_results_files():
+    """The README's paragraph on the Transformer is that of the runs in examples/results/char_gpt/."""
+    readme = (ROOT / "README.md").read_text()
+    folder = ROOT / "examples/results/char_gpt"
+
+    def lost(recipe: str) -> str:
+        runs = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{recipe}-[0-9].json"))]
+        floats = [json.loads((folder / f"fp32-{run['seed']}.json").read_text()) for run in runs]
+        return f"{mean(run['loss'] - base['loss'] for run, base in zip(runs, floats, strict=True)):.3f}"
+
+    smaller = json.loads((folder / "soniq-4.5-0.json").read_text())["compression"]
+    assert f"{smaller:.1f} times smaller it loses {lost('soniq-4.5')} nats" in readme
+    assert f"4-bit weights and activations everywhere: {lost('uniform-4')}" in readme
+    assert f"the learned allocation loses {lost('soniq-2.5')}" in readme
+    assert f"largest weights {lost('magnitude-2.5')}, and channels at random {lost('random-2.5')}" in readme
