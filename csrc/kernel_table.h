@@ -258,9 +258,16 @@ struct DepthwiseFamily {
 // ---- popcount family: AND and population count on bit planes -----------------------------------------------------------
 // Codes of one row to bit planes: plane j of 64 codes is one word at planes + j * plane_stride, the next one word_bytes on.
 using PlanesFn = void (*)(const uint8_t* codes, int words, uint8_t* planes, int64_t plane_stride);
-// sums += popcount(weights and activations) << shift, one plane of each: weights [word][column] uint64.
-using PopcountTileFn = void (*)(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int words,
-                                uint32_t* sums, int shift);
+// sums += popcount(weights and activations) << shift, one plane of each: weights [line][word][column] uint64, the words of a line of
+// activations line_stride bytes behind those of the one before.
+struct PopcountTile {
+  const uint8_t *weights, *activations;
+  int64_t row_stride, line_stride;
+  int words, lines;
+  uint32_t* sums;
+  int shift;
+};
+using PopcountTileFn = void (*)(const PopcountTile& tile);
 
 struct PopcountFamily {
   const char* name;

@@ -2,7 +2,7 @@
 //
 // AND, not XOR: a padded channel or tap has code 0 in both operands and adds nothing, whatever its neighbour holds.
 //
-//   weights, one brick and plane:     [word of 64 channels][column] uint64
+//   weights, one brick and plane:     [word of 64 channels][column] uint64, all lines of a convolution's kernel if they are short
 //   activations, one block:           [plane][row] of words, kRowStride bytes a row: up to 64 words, 4096 channels; half as
 //                                     many where the tier wants each word twice (PopcountFamily::word_bytes)
 #include <algorithm>
@@ -23,7 +23,7 @@ class PopcountSegment final : public SegmentKernel {
   PopcountSegment(const CodeMatrix& weights, const Taps& taps, const Tier& tier)
       : SegmentKernel(weights, taps, tier,
                       {tier.table->popcount->columns, tier.table->popcount->columns, kWord,
-                       plane_block(*tier.table->popcount), kWord, 0}),
+                       plane_block(*tier.table->popcount), kWord, 3 * plane_block(*tier.table->popcount) / 2}),
         family_(*tier.table->popcount),
         plane_block_(plane_block(family_)),
         w_bits_(weights.w_bits),
@@ -78,10 +78,12 @@ class PopcountSegment final : public SegmentKernel {
 
   void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const override {
     const uint8_t* weights = brick.weights;
-    for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(brick.codes)) {
+    for (int i = 0; i < w_bits_; ++i, weights += plane_bytes(brick.codes * brick.lines)) {
       PreparedRows plane = rows;
       for (int j = 0; j < a_bits_; ++j, plane.first += rows.part_stride)
-        multiply_planes(weights, plane, brick.codes / kWord, sums.shift + i + j, sums.first);
+        multiply_planes({weights, nullptr, rows.stride, rows.line_stride, brick.codes / kWord, brick.lines, nullptr,
+                         sums.shift + i + j},
+                        plane, sums.first);
     }
   }
 
@@ -94,9 +96,11 @@ class PopcountSegment final : public SegmentKernel {
     return word;
   }
 
-  void multiply_planes(const uint8_t* weights, const PreparedRows& plane, int words, int shift, uint32_t* sums) const {
+  void multiply_planes(PopcountTile tile, const PreparedRows& plane, uint32_t* sums) const {
     each_tile(plane, family_.tile_rows, tier_.counters.popcount_tile, [&](int row, int n, const uint8_t* at) {
-      family_.tile[n](weights, at, plane.stride, words, sums + int64_t(row) * family_.columns, shift);
+      tile.activations = at;
+      tile.sums = sums + int64_t(row) * family_.columns;
+      family_.tile[n](tile);
     });
   }
 

@@ -12,6 +12,7 @@
 
 #include "kernels/avx2/vocabulary.h"
 #include "kernels/dot_loop.h"
+#include "kernels/floats.h"
 
 namespace soniq {
 namespace {
@@ -26,13 +27,10 @@ struct Avx2Quantizer {
     return _mm256_cvttps_epi32(_mm256_min_ps(cmax, _mm256_add_ps(product, z)));
   }
 
-  // Packs work inside 128-bit lanes: four registers of 8 integers come out as dwords 0, 4, 1, 5, 2, 6, 3, 7.
   void thirty_two(const float* x, uint8_t* codes) {
-    __m256i i32x8[4];
-    repeat<4>([&](auto v) { i32x8[v] = integers(x + 8 * v, not_finite[v]); });
-    const __m256i low = _mm256_packs_epi32(i32x8[0], i32x8[1]), high = _mm256_packs_epi32(i32x8[2], i32x8[3]);
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    store_ymm(codes, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+    Integers i32x8[4];
+    repeat<4>([&](auto v) { i32x8[v] = Integers(integers(x + 8 * v, not_finite[v])); });
+    store_ymm(codes, bytes_of_four(i32x8));
   }
 
   bool all_finite() const {

@@ -5,7 +5,8 @@
 //   512 products of a plane pair for 3 instructions; Zen 4 does two zmm in three cycles of those: 341 a cycle,
 //   divided by w_bits * a_bits. INT8 is 64.
 //
-// N in lanes: no horizontal sums, and an activation word is loaded once for 32 outputs.
+// N in lanes: no horizontal sums, and an activation word is loaded once for 32 outputs. A tile ends in 24 x 5 instructions, as many as a step
+// and a half: where a line of a convolution's kernel is three steps, all lines are one brick.
 #pragma once
 
 #include <immintrin.h>
@@ -34,33 +35,38 @@ void planes_avx512(const uint8_t* codes, int words, uint8_t* planes, int64_t pla
 }
 
 template <int Rows, class Stride>
-[[gnu::always_inline]] inline void popcount_tile_strided(const uint8_t* weights, const uint8_t* activations,
-                                                         Stride stride, int words, uint32_t* sums, int shift) {
+[[gnu::always_inline]] inline void popcount_tile_strided(const PopcountTile& tile, Stride stride) {
   constexpr int vectors = Avx512Popcount::kVectors;
   __m512i sums_u64x8[Rows][vectors];
   repeat<Rows>([&](auto row) { repeat<vectors>([&](auto v) { sums_u64x8[row][v] = _mm512_setzero_si512(); }); });
 
-  const uint8_t* const end = activations + words * 8;
+  const uint8_t *weights = tile.weights, *line = tile.activations;
+  int lines = tile.lines;
   do {
-    __m512i weights_b512[vectors];
-    repeat<vectors>([&](auto v) { weights_b512[v] = _mm512_loadu_si512(weights + v * 64); });
-    repeat<Rows>([&](auto row) {
-      int64_t word;
-      std::memcpy(&word, activations + row * stride, 8);
-      const __m512i word_b512 = _mm512_set1_epi64(word);
-      repeat<vectors>([&](auto v) {
-        const __m512i counts_u64x8 = _mm512_popcnt_epi64(_mm512_and_si512(weights_b512[v], word_b512));
-        sums_u64x8[row][v] = _mm512_add_epi64(sums_u64x8[row][v], counts_u64x8);
+    const uint8_t* activations = line;
+    const uint8_t* const end = activations + tile.words * 8;
+    do {
+      __m512i weights_b512[vectors];
+      repeat<vectors>([&](auto v) { weights_b512[v] = _mm512_loadu_si512(weights + v * 64); });
+      repeat<Rows>([&](auto row) {
+        int64_t word;
+        std::memcpy(&word, activations + row * stride, 8);
+        const __m512i word_b512 = _mm512_set1_epi64(word);
+        repeat<vectors>([&](auto v) {
+          const __m512i counts_u64x8 = _mm512_popcnt_epi64(_mm512_and_si512(weights_b512[v], word_b512));
+          sums_u64x8[row][v] = _mm512_add_epi64(sums_u64x8[row][v], counts_u64x8);
+        });
       });
-    });
-    activations += 8;
-    weights += vectors * 64;
-  } while (activations != end);
+      activations += 8;
+      weights += vectors * 64;
+    } while (activations != end);
+    line += tile.line_stride;
+  } while (--lines > 0);
 
-  const __m128i by = _mm_cvtsi32_si128(shift);
+  const __m128i by = _mm_cvtsi32_si128(tile.shift);
   repeat<Rows>([&](auto row) {
     repeat<vectors>([&](auto v) {
-      auto* to = reinterpret_cast<__m256i*>(sums + (row * vectors + v) * 8);
+      auto* to = reinterpret_cast<__m256i*>(tile.sums + (row * vectors + v) * 8);
       const __m256i sums_u32x8 = _mm512_cvtepi64_epi32(sums_u64x8[row][v]);
       _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), _mm256_sll_epi32(sums_u32x8, by)));
     });
@@ -68,11 +74,9 @@ template <int Rows, class Stride>
 }
 
 template <int Rows>
-[[gnu::flatten]] void popcount_tile_avx512(const uint8_t* weights, const uint8_t* activations, int64_t row_stride,
-                                           int words, uint32_t* sums, int shift) {
-  with_stride<kRowStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
-    popcount_tile_strided<Rows>(weights, activations, stride, words, sums, shift);
-  });
+[[gnu::flatten]] void popcount_tile_avx512(const PopcountTile& tile) {
+  with_stride<kRowStride>(
+      tile.row_stride, [&](auto stride) __attribute__((always_inline)) { popcount_tile_strided<Rows>(tile, stride); });
 }
 
 template <int... Rows>

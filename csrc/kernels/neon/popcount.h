@@ -75,8 +75,8 @@ inline int steps_of_run(int words, int most) {
 }
 
 template <class Counts, int Rows>
-void popcount_tile_neon(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int words,
-                        uint32_t* sums, int shift) {
+[[gnu::always_inline]] inline void popcount_line_neon(const uint8_t* weights, const uint8_t* activations,
+                                                      int64_t row_stride, int words, uint32_t* sums, int shift) {
   constexpr int registers = kNeonPopcountRegisters;
   const int32x4_t by = vdupq_n_s32(shift);
   const uint8_t* const end = activations + words * kNeonWord;
@@ -105,6 +105,14 @@ void popcount_tile_neon(const uint8_t* weights, const uint8_t* activations, int6
       });
     });
   } while (activations != end);
+}
+
+template <class Counts, int Rows>
+void popcount_tile_neon(const PopcountTile& tile) {
+  const int64_t line_bytes = int64_t(tile.words) * kNeonPopcountColumns * 8;
+  for (int line = 0; line < tile.lines; ++line)
+    popcount_line_neon<Counts, Rows>(tile.weights + line * line_bytes, tile.activations + line * tile.line_stride,
+                                     tile.row_stride, tile.words, tile.sums, tile.shift);
 }
 
 template <class Counts, int... Rows>
