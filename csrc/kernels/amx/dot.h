@@ -23,6 +23,7 @@
 //
 // Vector instructions between the products gain little: while the unit multiplies they run at 0.8 a cycle in place of 2, as if it held one
 // of their ports. Finishing a pair's rows in the steps of the next one took as long as finishing them between the two.
+// Handing rows over a pair later, so that their sums have long been stored, or those of four pairs together, is slower.
 //
 // vpdpbusd's signs: activations are the unsigned side, weights are levels, and those of 8 bits are stored as c ^ 0x80 = c - 128.
 #pragma once
