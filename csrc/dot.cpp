@@ -194,6 +194,7 @@ class DotSegment final : public SegmentKernel {
   // What few rows read at once, and the rest.
   static int unit(const DotFamily& dot) { return dot.matrix ? std::max(kUnit, dot.matrix->codes) : kUnit; }
   bool few(const PreparedRows& rows) const { return !takes_many(rows.rows); }
+  // Where pixels are shared, always: what S has of the weights is then known before the rows are.
   bool takes_many(int rows) const { return rows > dot_.few_rows || taps().any(); }
 
   void multiply_few(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const {

@@ -25,6 +25,7 @@ constexpr int kLanes = 4;
 #endif
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));  // whose sums wrap
 typedef uint8_t Bytes32 __attribute__((vector_size(32)));
 
 // What belongs to a type of values: as many integers, and how many there are.
@@ -86,17 +87,16 @@ template <>
   const __m256i shifted = _mm256_sllv_epi32(__m256i(sum), _mm256_set1_epi32(by));
   return Integers(_mm256_add_epi32(_mm256_add_epi32(shifted, __m256i(more)), _mm256_set1_epi32(int(row))));
 #else
-  typedef uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));
   return Integers((Unsigned(sum) << by) + Unsigned(more) + row);
 #endif
 }
 
-template <class V>
-[[gnu::always_inline]] inline V plain_sum(V sum, V more) {
-  return V(sum + more);
-}
+// sum + more, modulo 2^32.
 [[gnu::always_inline]] inline int32_t plain_sum(int32_t sum, int32_t more) {
   return int32_t(uint32_t(sum) + uint32_t(more));
+}
+[[gnu::always_inline]] inline Integers plain_sum(Integers sum, Integers more) {
+  return Integers(Unsigned(sum) + Unsigned(more));
 }
 
 inline float to_floats(int32_t v) { return float(v); }
