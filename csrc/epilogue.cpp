@@ -67,12 +67,20 @@ void TileEpilogue::take_rows(int64_t m0, int rows) {
 
 void TileEpilogue::take_borders(int64_t m0, int rows) {
   OutputPosition p = output_position(geometry_, m0);
-  const int outputs = layer_.shape().outputs;
-  const uint32_t* of_line = nullptr;
-  for (int i = 0; i < rows; ++i, advance(geometry_, p)) {
-    if (i == 0 || p.ow == 0)
-      of_line = border_->terms.data() + int64_t(border_->row_class[p.oh]) * border_->col_classes * outputs;
-    column_terms_[i] = of_line + int64_t(border_->col_class[p.ow]) * outputs;
+  const int outputs = layer_.shape().outputs, out_w = geometry_.out_w;
+  const uint32_t* of_line_before = nullptr;
+  for (int i = 0, here; i < rows; i += here) {
+    here = std::min(rows - i, out_w - p.ow);
+    const uint32_t* const of_line =
+        border_->terms.data() + int64_t(border_->row_class[p.oh]) * border_->col_classes * outputs;
+    const uint32_t** const to = &column_terms_[i];
+    if (i >= out_w && of_line == of_line_before)
+      std::copy_n(to - out_w, here, to);
+    else
+      for (int j = 0; j < here; ++j) to[j] = of_line + int64_t(border_->col_class[p.ow + j]) * outputs;
+    of_line_before = of_line;
+    p.ow = out_w - 1;
+    advance(geometry_, p);
   }
 }
 

@@ -131,13 +131,9 @@ class PanelRun {
     if (factor == 0) return;
     const Tier& tier = tier_with(layer_.tier(), &KernelTable::sum_bytes);
     for (int left = k; left > 0; left -= kBlock, codes.first += codes.line_stride) {
-      const int count = std::min(kBlock, left), whole = count / 8 * 8;
-      for (int i = 0; i < codes.rows; ++i) {
-        const uint8_t* row = codes.first + i * codes.stride;
-        uint32_t sum = whole ? uint32_t(tier.table->sum_bytes(row, whole)) : 0;
-        for (int at = whole; at < count; ++at) sum += row[at];
-        row_terms_[i] += factor * sum;
-      }
+      block_sums_.resize(size_t(codes.rows));
+      tier.table->sum_bytes(codes.first, codes.stride, std::min(kBlock, left), codes.rows, block_sums_.data());
+      for (int i = 0; i < codes.rows; ++i) row_terms_[i] += factor * block_sums_[i];
     }
     tier.counters.sum_bytes.add(1);
   }
@@ -148,7 +144,7 @@ class PanelRun {
   const int spans_;  // of a group
   std::shared_ptr<const BorderTable> border_;
   TileEpilogue epilogue_;
-  std::vector<uint32_t> row_terms_;
+  std::vector<uint32_t> row_terms_, block_sums_;
   bool has_row_terms_ = false;
   bool finite_ = true;
 };

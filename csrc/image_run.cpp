@@ -16,6 +16,7 @@
 //
 //   | 0,0  1,0  2,0 | 0,1  1,1  2,1 | 0,2  1,2  2,2 | ...        row of the kernel, column of the image: a pixel's channels
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "conv2d.h"
@@ -38,6 +39,9 @@ struct Lines {
   uint8_t* prepared = nullptr;
   int64_t part_stride = 0;
   std::vector<uint8_t> padded;  // a line before it is prepared
+  int image = -1, h = 0;        // whose columns those are
+
+  bool is_next(int of_image, int line, int stride) const { return image == of_image && line == h + stride; }
 };
 
 class ImageRun {
@@ -187,39 +191,67 @@ class ImageRun {
 
   // Column by column, some bytes at once where those behind a row's channels are written later: they are the next row's, or the
   // next column's. The last columns are copied by themselves, so that nothing is read or written past the line.
-  void copy_columns(const Lines& lines, int image, int h, int count, uint8_t* to) {
-    rows_.clear();
-    for (int i = 0; i < taps_.h; ++i, h += g_.dilation_h)
-      rows_.push_back(in_image(h) ? line_of(lines, image, h) : zeros_.data());
+  void copy_columns(Lines& lines, int image, int h, int count, uint8_t* to) {
     const int step = layer_.shape().channels, channels = lines.channels, wide = channels <= 4 ? 4 : 8;
+    const int moved = lines.is_next(image, h, g_.stride_h) ? rows_to_move(channels, wide) : 0;
+    lines.image = image, lines.h = h;
+    rows_.clear();
+    for (int i = moved; i < taps_.h; ++i) {
+      const int row = h + i * g_.dilation_h;
+      rows_.push_back(in_image(row) ? line_of(lines, image, row) : zeros_.data());
+    }
     const bool reaches_two = wide - channels > taps_.h * channels;
     const int last = channels > wide || reaches_two ? 0 : std::max(0, count - (wide - 1) / step - 1);
     if (wide == 4) copy_columns_of<4>(last, channels, step, lines.codes, to);
     if (wide == 8) copy_columns_of<8>(last, channels, step, lines.codes, to);
-    for (int pixel = last; pixel < count; ++pixel)
-      for (int i = 0; i < taps_.h; ++i)
-        copy_codes(to + int64_t(pixel) * lines.codes + i * channels, rows_[i] + int64_t(pixel) * step, channels);
+    for (int pixel = last; pixel < count; ++pixel) {
+      uint8_t* const column = to + int64_t(pixel) * lines.codes;
+      if (moved > 0) std::memmove(column, column + g_.stride_h * channels, size_t(moved * channels));
+      for (int i = moved; i < taps_.h; ++i)
+        copy_codes(column + i * channels, rows_[i - moved] + int64_t(pixel) * step, channels);
+    }
+  }
+
+  // A column has most of its rows from the line before, some places further down, and moves them at once. What the column before wrote
+  // behind its own must end before them.
+  using Moved = std::array<uint8_t, 16>;
+  int rows_to_move(int channels, int wide) const {
+    const int from = g_.stride_h * channels, all = taps_.h * channels, whole = int(sizeof(Moved));
+    const bool fit = all - from > whole / 2 && all - from <= whole && whole <= all;
+    return fit && g_.dilation_h == 1 && wide - channels <= from ? taps_.h - g_.stride_h : 0;
   }
   template <int Bytes>
   void copy_columns_of(int count, int channels, int64_t step, int64_t to_step, uint8_t* to) const {
+    if (int(rows_.size()) < taps_.h) switch (rows_.size()) {
+        case 1: return copy_columns_of<Bytes, 1, true>(count, channels, step, to_step, to);
+        case 2: return copy_columns_of<Bytes, 2, true>(count, channels, step, to_step, to);
+        default: return copy_columns_of<Bytes, 0, true>(count, channels, step, to_step, to);
+      }
     switch (taps_.h) {
-      case 3: return copy_columns_of<Bytes, 3>(count, channels, step, to_step, to);
-      case 5: return copy_columns_of<Bytes, 5>(count, channels, step, to_step, to);
-      case 7: return copy_columns_of<Bytes, 7>(count, channels, step, to_step, to);
-      default: return copy_columns_of<Bytes, 0>(count, channels, step, to_step, to);
+      case 3: return copy_columns_of<Bytes, 3, false>(count, channels, step, to_step, to);
+      case 5: return copy_columns_of<Bytes, 5, false>(count, channels, step, to_step, to);
+      case 7: return copy_columns_of<Bytes, 7, false>(count, channels, step, to_step, to);
+      default: return copy_columns_of<Bytes, 0, false>(count, channels, step, to_step, to);
     }
   }
-  template <int Bytes, int Height>
+  // `Rows` that are copied, or 0: any.
+  template <int Bytes, int Rows, bool Moves>
   void copy_columns_of(int count, int channels, int64_t step, int64_t to_step, uint8_t* to) const {
-    const int height = Height ? Height : taps_.h;
-    const uint8_t* rows[Height ? Height : 1];
-    for (int i = 0; i < Height; ++i) rows[i] = rows_[i];
-    const uint8_t* const* from = Height ? rows : rows_.data();
+    const int all = taps_.h * channels, fresh = Rows ? Rows : int(rows_.size()), first = all - fresh * channels;
+    const int64_t from = int64_t(taps_.h - first / channels) * channels;
+    const uint8_t* rows[Rows ? Rows : 1];
+    for (int i = 0; i < Rows; ++i) rows[i] = rows_[i];
+    const uint8_t* const* row = Rows ? rows : rows_.data();
     for (int64_t at = 0; count > 0; --count, at += step, to += to_step) {
+      if (Moves) {
+        Moved chunk;
+        std::memcpy(&chunk, to + from, sizeof chunk);
+        std::memcpy(to, &chunk, sizeof chunk);
+      }
 #pragma GCC unroll 8
-      for (int i = 0; i < height; ++i) std::memcpy(to + i * channels, from[i] + at, Bytes);
+      for (int i = 0; i < fresh; ++i) std::memcpy(to + first + i * channels, row[i] + at, Bytes);
       // What a pixel is padded with stays 0: sums of codes count it.
-      if (to_step > height * channels) std::memset(to + height * channels, 0, size_t(Bytes - channels));
+      if (to_step > all) std::memset(to + all, 0, size_t(Bytes - channels));
     }
   }
 
@@ -239,14 +271,12 @@ class ImageRun {
   // factor * the sum of `codes` codes, for as many runs as there are pixel_sums_.
   void sum_codes(const uint8_t* run, int codes, int64_t run_stride, uint32_t factor) {
     const Tier& tier = tier_with(layer_.tier(), &KernelTable::sum_bytes);
-    const int vector = codes / 8 * 8;
-    for (uint32_t& result : pixel_sums_) {
-      uint32_t sum = 0;
-      for (int k = 0; k < vector; k += kBlock)
-        sum += uint32_t(tier.table->sum_bytes(run + k, std::min(kBlock, vector - k)));
-      for (int k = vector; k < codes; ++k) sum += run[k];
-      result = factor * sum;
-      run += run_stride;
+    const int runs = int(pixel_sums_.size());
+    block_sums_.resize(size_t(runs));
+    std::fill(pixel_sums_.begin(), pixel_sums_.end(), 0);
+    for (int k = 0; k < codes; k += kBlock) {
+      tier.table->sum_bytes(run + k, run_stride, std::min(kBlock, codes - k), runs, block_sums_.data());
+      for (int i = 0; i < runs; ++i) pixel_sums_[i] += factor * block_sums_[i];
     }
     tier.counters.sum_bytes.add(1);
   }
@@ -324,7 +354,7 @@ class ImageRun {
   Lines lines_[kMaxSegments];
   std::vector<uint8_t> zeros_;        // a line of the padding
   std::vector<const uint8_t*> rows_;  // of a column
-  std::vector<uint32_t> pixel_sums_, line_terms_, row_terms_;
+  std::vector<uint32_t> pixel_sums_, block_sums_, line_terms_, row_terms_;
   std::vector<int32_t> windows_, window_columns_;
 };
 

@@ -29,8 +29,8 @@ using QuantizeSplitFn = bool (*)(const float* x, int64_t count, const uint64_t* 
 // The largest |x[i]|; NaN is passed over.
 using AbsMaxFn = float (*)(const float* x, int64_t count);
 using AllFiniteFn = bool (*)(const float* x, int64_t count);
-// count is a multiple of 8 and at most 1024: one row of a block.
-using SumBytesFn = int32_t (*)(const uint8_t* bytes, int64_t count);
+// sums[i] = the sum of up to 1024 bytes at bytes + i * stride.
+using SumBytesFn = void (*)(const uint8_t* bytes, int64_t stride, int count, int runs, uint32_t* sums);
 
 // ---- tensors of codes ------------------------------------------------------------------------------------------------
 // A row has one code a channel, [low | high]. Columns of a tile are channels from `first` on, in the original order.

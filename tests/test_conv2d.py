@@ -59,6 +59,8 @@ GEOMETRIES = {
     "taps in padding only": Geometry((2, 3), (3, 3), 5, 4, padding=(5, 4, 4, 6)),
     "dilation beyond the input": Geometry((3, 3), (3, 3), 5, 4, padding=(4, 4, 4, 4), dilation=(4, 4)),
     "7x7": Geometry((9, 8), (7, 7), 3, 9, stride=(2, 2), padding=(3, 3, 3, 3)),
+    "7x7, stride 3": Geometry((11, 8), (7, 7), 3, 9, batch=2, stride=(3, 2), padding=(3, 3, 3, 2)),
+    "3x3, eight channels": Geometry((5, 7), (3, 3), 8, 9, batch=2, padding=(1, 1, 1, 1)),
     "7x7 on a smaller input": Geometry((3, 5), (7, 7), 2, 3, padding=(3, 3, 3, 3)),
     "few channels, dilated down": Geometry((9, 8), (3, 3), 3, 9, stride=(2, 1), padding=(2, 1, 1, 1), dilation=(2, 1)),
     "nine channels, 5x2": Geometry((8, 9), (5, 2), 9, 20, batch=2, stride=(3, 2), padding=(2, 2, 0, 1)),

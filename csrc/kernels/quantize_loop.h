@@ -18,18 +18,23 @@ bool quantize(const float* __restrict x, int64_t count, float r, float z, float 
   return bad == 0;
 }
 
-int32_t sum_bytes(const uint8_t* __restrict bytes, int64_t count) {
+uint32_t sum_run(const uint8_t* __restrict bytes, int count) {
   // Even and odd bytes of a word as four 16-bit sums: 128 words of at most 2 * 255 each stay below 2^16.
   constexpr uint64_t even = 0x00ff00ff00ff00ff;
   uint64_t sums_u16x4 = 0;
-  for (int64_t i = 0; i < count; i += 8) {
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
     uint64_t word;
     std::memcpy(&word, bytes + i, 8);
     sums_u16x4 += (word & even) + ((word >> 8) & even);
   }
-  int32_t sum = 0;
-  for (int lane = 0; lane < 4; ++lane) sum += int32_t(sums_u16x4 >> (16 * lane) & 0xffff);
+  uint32_t sum = 0;
+  for (int lane = 0; lane < 4; ++lane) sum += uint32_t(sums_u16x4 >> (16 * lane) & 0xffff);
+  for (; i < count; ++i) sum += bytes[i];
   return sum;
+}
+void sum_bytes(const uint8_t* bytes, int64_t stride, int count, int runs, uint32_t* sums) {
+  for (int i = 0; i < runs; ++i) sums[i] = sum_run(bytes + i * stride, count);
 }
 
 }  // namespace

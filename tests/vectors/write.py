@@ -367,6 +367,8 @@ CONVOLUTIONS = {
     "rows in padding only": (Conv((2, 3), (3, 3), padding=(5, 4, 4, 6)), 5, 4, 1),
     "dilation beyond the input": (Conv((3, 3), (3, 3), padding=(4, 4, 4, 4), dilation=(4, 4)), 5, 4, 1),
     "7x7": (Conv((9, 8), (7, 7), stride=(2, 2), padding=(3, 3, 3, 3)), 3, 9, 1),
+    "7x7, stride 3": (Conv((11, 8), (7, 7), stride=(3, 2), padding=(3, 3, 3, 2)), 3, 9, 1),
+    "3x3, eight channels": (Conv((5, 7), (3, 3), padding=(1, 1, 1, 1)), 8, 9, 1),
     "7x7 on a smaller input": (Conv((3, 5), (7, 7), padding=(3, 3, 3, 3)), 2, 3, 1),
     "1x7": (Conv((3, 9), (1, 7), padding=(0, 0, 3, 3)), 6, 5, 1),
     "groups": (Conv((5, 5), (3, 3), 2, padding=(1, 1, 1, 1)), 12, 18, 3),

@@ -54,18 +54,35 @@ bool quantize_avx2(const float* x, int64_t count, float r, float z, float cmax, 
   return q.all_finite();
 }
 
-// count is a multiple of 8.
-int32_t sum_bytes_avx2(const uint8_t* bytes, int64_t count) {
+// Four sums whose sum is that of a run.
+inline __m256i sum_run_avx2(const uint8_t* bytes, int count) {
   __m256i sums_u64x4 = _mm256_setzero_si256();
-  int64_t i = 0;
+  int i = 0;
   for (; i + 32 <= count; i += 32)
     sums_u64x4 = _mm256_add_epi64(sums_u64x4, _mm256_sad_epu8(load_ymm(bytes + i), _mm256_setzero_si256()));
-  __m128i sums_u64x2 = _mm_add_epi64(_mm256_castsi256_si128(sums_u64x4), _mm256_extracti128_si256(sums_u64x4, 1));
-  for (; i < count; i += 8) {
+  for (; i + 8 <= count; i += 8) {
     const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + i));
-    sums_u64x2 = _mm_add_epi64(sums_u64x2, _mm_sad_epu8(eight, _mm_setzero_si128()));
+    sums_u64x4 = _mm256_add_epi64(sums_u64x4, _mm256_zextsi128_si256(_mm_sad_epu8(eight, _mm_setzero_si128())));
   }
-  return int32_t(_mm_cvtsi128_si64(sums_u64x2) + _mm_extract_epi64(sums_u64x2, 1));
+  uint64_t rest = 0;
+  for (; i < count; ++i) rest += bytes[i];
+  return _mm256_add_epi64(sums_u64x4, _mm256_zextsi128_si256(_mm_cvtsi64_si128(int64_t(rest))));
+}
+
+// Four runs share the additions that lead to one sum each: a run in every dword of 16 bytes.
+void sum_bytes_avx2(const uint8_t* bytes, int64_t stride, int count, int runs, uint32_t* sums) {
+  for (int run = 0; run < runs; run += 4) {
+    const auto of = [&](int i) { return sum_run_avx2(bytes + least(run + i, runs - 1) * stride, count); };
+    const __m256i first_u32x8 = _mm256_or_si256(of(0), _mm256_slli_epi64(of(1), 32));
+    const __m256i second_u32x8 = _mm256_or_si256(of(2), _mm256_slli_epi64(of(3), 32));
+    const __m256i sums_u32x8 = _mm256_add_epi32(_mm256_unpacklo_epi64(first_u32x8, second_u32x8),
+                                                _mm256_unpackhi_epi64(first_u32x8, second_u32x8));
+    const __m128i sums_u32x4 =
+        _mm_add_epi32(_mm256_castsi256_si128(sums_u32x8), _mm256_extracti128_si256(sums_u32x8, 1));
+    uint32_t four[4];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(four), sums_u32x4);
+    std::memcpy(sums + run, four, size_t(least(4, runs - run)) * sizeof(uint32_t));
+  }
 }
 
 }  // namespace
