@@ -176,6 +176,11 @@ std::map<std::string, int64_t> kernel_counts() {
     if (k.depthwise) count_depthwise(*t, *k.depthwise, counts);
     if (k.combine) counts[prefix + "combine"] = c.combine;
     if (k.max_codes) counts[prefix + "max_codes"] = c.max_codes;
+    if (k.winograd) {
+      counts[prefix + "winograd.pixels"] = c.winograd_pixels;
+      counts[prefix + "winograd.weights"] = c.winograd_weights;
+      counts[prefix + "winograd.sums"] = c.winograd_sums;
+    }
     if (k.sum_codes) counts[prefix + "sum_codes"] = c.sum_codes;
     if (k.dot) count_dot(*t, *k.dot, counts);
     if (k.popcount) count_popcount(*t, *k.popcount, counts);

@@ -40,6 +40,7 @@ struct KernelCounters {
   Count tables, indexes;
   std::array<std::array<Count, kMaxTileRows + 1>, kMaxLut6Bits + 1> lut6_tile{};
   Count lut6_tables;
+  Count winograd_pixels, winograd_weights, winograd_sums;
 };
 
 struct Tier {

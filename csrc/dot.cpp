@@ -15,6 +15,7 @@
 // two rows of the unpacked unit hold 8 codes a column, and activations are prepared so that two rows share 16 bytes. Where words
 // are multiplied, the second and the third of four codes change places: their first two are then the even bytes.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "segment_kernel.h"
@@ -96,9 +97,11 @@ class DotSegment final : public SegmentKernel {
         form_(dot_.form(weights.w_bits, weights.a_bits)),
         unpacked_(unpacked_form(dot_, weights)) {
     build(weights);
+    if (fits_winograd(weights)) winograd_ = std::make_unique<DotWinograd>(*this, weights);
   }
 
   Family family() const override { return Family::dot; }
+  const WinogradWeights* winograd() const override { return winograd_.get(); }
   const char* form() const override { return dot_.form_name(form_); }
   int tile_rows() const override { return dot_.tile_rows[form_]; }
   WeightForm weight_form(int rows) const override { return bits_ == 8 || takes_many(rows) ? unpacked_ : WeightForm{}; }
@@ -148,7 +151,7 @@ class DotSegment final : public SegmentKernel {
 
  protected:
   bool begin(const PreparedRows& rows) const override {
-    if (!dot_.matrix || few(rows)) return false;
+    if (!dot_.matrix || few(rows)) return !few(rows) && dot_.fresh[form_][1];
     dot_.matrix->configure(rows_of_group(in_long_runs(rows).run));
     return true;
   }
@@ -176,7 +179,7 @@ class DotSegment final : public SegmentKernel {
                              in_long_runs(rows), sums);
     }
     const int k = (brick.used + dot_.step[form_] - 1) / dot_.step[form_] * dot_.step[form_];
-    const auto& tile = dot_.tile[form_];
+    const auto& tile = sums.fresh ? dot_.fresh[form_] : dot_.tile[form_];
     const int64_t stride = dot_.pairs ? 2 * rows.stride : rows.stride;
     const auto multiply = [&](int row, int n, const uint8_t* activations) {
       tile[n](bytes, activations, stride, k, sums.first + int64_t(row) * dot_.columns, sums.shift);
@@ -185,8 +188,9 @@ class DotSegment final : public SegmentKernel {
   }
 
  private:
-  static constexpr int kMatrixRows = 4096;  // unpacking a brick takes as long as multiplying a few groups
-  static constexpr int kMatrixCodes = 576;  // bytes of weights that stay in L1 beside what passes: 1152 are slower
+  static constexpr int kMatrixRows = 4096;      // unpacking a brick takes as long as multiplying a few groups
+  static constexpr int kMatrixCodes = 576;      // bytes of weights that stay in L1 beside what passes: 1152 are slower
+  static constexpr int kWinogradChannels = 32;  // with fewer, 16 sums an output are read and written too often
   // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
   static BrickShape brick_shape(const DotFamily& dot) {
     return {dot.columns, dot.columns, unit(dot), kBlock, dot.pairs ? kUnit : 1, dot.matrix ? kMatrixCodes : 0};
@@ -292,9 +296,114 @@ class DotSegment final : public SegmentKernel {
     std::memset(line + begin * columns, 0, size_t(brick.codes - begin) * columns);
   }
 
+  // ---- Winograd's form ---------------------------------------------------------------------------------------------
+  static constexpr int kWinogradBits = 2;  // that its activations have more
+  int winograd_form(const CodeMatrix& weights) const { return dot_.form(8, weights.a_bits + kWinogradBits); }
+  // Levels, and pixels whose bytes are whole steps; a form that is exact, and no slower by more than it saves.
+  bool fits_winograd(const CodeMatrix& weights) const {
+    const bool three = taps().h == 3 && taps().w == 3 && !taps().tall;
+    if (!three || !dot_.signed_weights || dot_.matrix || bits_ == 8 || weights.a_bits + kWinogradBits > 8) return false;
+    const int form = winograd_form(weights), channels = weights.k / 9;
+    const bool exact = !dot_.expand[form] && !has_words(dot_, form_);
+    return exact && channels >= kWinogradChannels && channels % 16 == 0 && channels % dot_.step[form] == 0 &&
+           9 * dot_.rate[form] >= 5 * dot_.rate[form_] && bytes_fit(weights);
+  }
+  // Whether all transformed weights are signed bytes: of nine levels, each once, twice or four times.
+  bool bytes_fit(const CodeMatrix& weights) const {
+    const int most = level_most(weights);
+    if (9 * most <= 127) return true;
+    const int channels = weights.k / 9;
+    for (int output = 0; output < weights.outputs; ++output)
+      for (int c = 0; c < channels; ++c) {
+        int down[4][3];
+        for (int j = 0; j < 3; ++j) {
+          const auto g = [&](int i) { return level(weights.at(output, (3 * i + j) * channels + c)); };
+          down[0][j] = 2 * g(0), down[1][j] = g(0) + g(1) + g(2), down[2][j] = g(0) - g(1) + g(2),
+          down[3][j] = 2 * g(2);
+        }
+        for (const auto& d : down)
+          for (const int sum : {2 * d[0], d[0] + d[1] + d[2], d[0] - d[1] + d[2], 2 * d[2]})
+            if (sum < -128 || sum > 127) return false;
+      }
+    return true;
+  }
+  int level(int code) const { return unpacked_.alpha * code + unpacked_.beta; }
+  int level_most(const CodeMatrix& weights) const {
+    return std::max(std::abs(level(0)), std::abs(level((1 << weights.w_bits) - 1)));
+  }
+
+  class DotWinograd final : public WinogradWeights {
+   public:
+    DotWinograd(const DotSegment& of, const CodeMatrix& weights)
+        : of_(of), dot_(of.dot_), form_(of.winograd_form(weights)), channels_(weights.k / 9) {
+      const int codes = (1 << weights.a_bits) - 1, panels = (weights.outputs + dot_.columns - 1) / dot_.columns;
+      offset = 2 * codes;
+      largest = int64_t(weights.k) * of.level_most(weights) * codes;
+      of_offset_.resize(size_t(panels) * 4 * dot_.columns);
+      std::vector<uint8_t> matrices(size_t(kWinogradSums * matrix_bytes()));
+      const std::vector<uint8_t> offsets(channels_, uint8_t(offset));
+      for (int panel = 0; panel < panels; ++panel) take_offsets(panel, offsets.data(), matrices.data());
+    }
+    // No power of two, or matrices would share a few sets of the cache.
+    int64_t matrix_bytes() const override { return count() + 64; }
+    void panel(int panel, uint8_t* to) const override {
+      static thread_local AlignedBytes buffer;
+      const int64_t line = int64_t(of_.k_padded() / 3) * dot_.columns;
+      uint8_t* const taps = scratch(buffer, 3 * line);
+      const UnpackFn unpack = dot_.unpack[of_.unpacked_.alpha - 1][of_.bits_];
+      of_.each_brick(panel, [&](int first_line, int before, const Brick& brick) {
+        unpack(brick.weights, brick.codes * brick.lines / kUnit,
+               taps + first_line * line + int64_t(before) * dot_.columns, of_.unpacked_.beta);
+        of_.tier_.counters.unpack[of_.unpacked_.alpha - 1][of_.bits_].add(1);
+      });
+      const Tier& tier = tier_with(of_.tier_, &KernelTable::winograd);
+      tier.table->winograd->weights(taps, line, count(), count(), to, matrix_bytes());
+      tier.counters.winograd_weights.add(1);
+    }
+    const uint32_t* of_offset(int panel) const override {
+      return of_offset_.data() + int64_t(panel) * 4 * dot_.columns;
+    }
+    void multiply(const uint8_t* matrix, const PreparedRows& rows, uint32_t* sums, int shift,
+                  bool fresh) const override {
+      const bool writes = fresh && dot_.fresh[form_][1];
+      const auto& tile = writes ? dot_.fresh[form_] : dot_.tile[form_];
+      if (fresh && !writes) std::memset(sums, 0, size_t(rows.rows) * dot_.columns * 4);
+      const auto multiply = [&](int row, int n, const uint8_t* codes) {
+        tile[n](matrix, codes, rows.stride, channels_, sums + int64_t(row) * dot_.columns, shift);
+      };
+      each_tile(rows, dot_.tile_rows[form_], of_.tier_.counters.tile[form_], multiply, dot_.least_rows);
+    }
+
+   private:
+    int64_t count() const { return int64_t(channels_) * dot_.columns; }
+    // The outputs of a tile whose pixels are all nothing but the offset, with the other sign.
+    void take_offsets(int panel, const uint8_t* offsets, uint8_t* matrices) {
+      const int columns = dot_.columns;
+      const std::vector<uint32_t> no_terms(size_t(4) * columns);
+      const Tier& tier = tier_with(of_.tier_, &KernelTable::winograd);
+      uint32_t* const to = of_offset_.data() + int64_t(panel) * 4 * columns;
+      this->panel(panel, matrices);
+      for (int row = 0; row < 4; ++row) {
+        std::vector<uint32_t> sums(size_t(4) * columns);
+        for (int j = 0; j < 4; ++j)
+          if (4 * row + j != kPlusAndPlus)
+            multiply(matrices + (4 * row + j) * matrix_bytes(), {offsets, 1, 1, 0, 0, 0, 0}, sums.data() + j * columns,
+                     0, false);
+        tier.table->winograd->sums({row, no_terms.data(), sums.data(), to, columns, columns, columns});
+      }
+      for (int i = 0; i < 4 * columns; ++i) to[i] = 0 - 4 * to[i];
+    }
+
+    const DotSegment& of_;
+    const DotFamily& dot_;
+    const int form_, channels_;
+    std::vector<uint32_t> of_offset_;
+  };
+
   const DotFamily& dot_;
   const int bits_, form_;
   const WeightForm unpacked_;  // with many rows
+  std::unique_ptr<const DotWinograd> winograd_;
 };
 
 }  // namespace

@@ -202,6 +202,7 @@ bool Layer::run(const Input& input, const Geometry& geometry, const Output& outp
 bool Layer::run_drivers(const Input& input, const Geometry& geometry, const Output& output) const {
   if (has_kernels() && !shares_pixels()) return run_panels(*this, input, geometry, output);
   if (!input.codes) return run_quantized(*this, *input.floats, geometry, output);
+  if (takes_winograd(*this, geometry, output)) return run_winograd(*this, input.codes, geometry, output), true;
   if (shares_pixels()) run_image(*this, input.codes, geometry, output);
   if (family_ == Family::depthwise) run_depthwise(*this, input.codes, geometry, output);
   if (family_ == Family::reference) run_reference(*this, input.codes, geometry, output);

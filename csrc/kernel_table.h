@@ -181,11 +181,46 @@ struct DotFamily {
   UnpackFn unpack[2][9];                           // [alpha - 1][bits]; null: the packed panel is the byte panel
   ExpandFn expand[kMaxDotForms];                   // [form] null: its tiles read the gathered codes
   DotTileFn tile[kMaxDotForms][kMaxTileRows + 1];  // [form][rows], rows in 1..tile_rows
+  DotTileFn fresh[kMaxDotForms]
+                 [kMaxTileRows + 1];  // the same that write sums and do not read them; null: there are none
   int few_rows;
   DotTileFn few[kMaxDotForms][9]
                [kMaxFewRows + 1];  // [form][bits][rows], rows in 1..few_rows: packed panel, gathered codes
   bool pairs = false;              // two columns by two rows at a time: weights [k / 8][column][k % 8], tile_rows even
   const MatrixTiles* matrix = nullptr;  // in place of tiles
+};
+
+// ---- Winograd's form of 3 x 3 taps (winograd.cpp) ----------------------------------------------------------------------
+constexpr int kWinogradSums = 16;  // of products, for 2 x 2 outputs
+constexpr int kPlusAndPlus = 5;    // which of them has pixels that are never negative; to the others an offset is added
+// 4 x 4 pixels of every tile, two pixels from tile to tile, become 16 bytes a channel.
+struct WinogradPixels {
+  const uint8_t* pixels;  // of the first tile, its first line and channel
+  int64_t line_stride, pixel_stride;
+  int tiles, channels;    // channels are a multiple of 16
+  int offset;
+  uint8_t* to;            // tiles are row_stride apart, the 16 bytes to_stride
+  int64_t row_stride, to_stride;
+};
+using WinogradPixelsFn = void (*)(const WinogradPixels& pixels);
+// `count` bytes of each of 3 x 3 taps become as many of each of 16, to_stride apart: a multiple of 64.
+using WinogradWeightsFn = void (*)(const uint8_t* taps, int64_t line_stride, int64_t tap_stride, int64_t count,
+                                   uint8_t* to, int64_t to_stride);
+// A row of the 16 sums of every tile, four matrices [tile][columns], is added to its 2 x 2 outputs, four matrices as well; the last
+// row completes them.
+struct WinogradSums {
+  int row;                // 0..3, in this order
+  const uint32_t* terms;  // [output of a tile][columns], of what is four times as large
+  const uint32_t* sums;   // matrices are `stride` apart, as those of
+  uint32_t* outputs;
+  int64_t stride;
+  int64_t count, columns;  // of a matrix
+};
+using WinogradSumsFn = void (*)(const WinogradSums& sums);
+struct WinogradFamily {
+  WinogradPixelsFn pixels;
+  WinogradWeightsFn weights;
+  WinogradSumsFn sums;
 };
 
 // ---- depthwise -----------------------------------------------------------------------------------------------------
@@ -347,6 +382,7 @@ struct KernelTable {
   CombineFn combine = nullptr;
   MaxCodesFn max_codes = nullptr;
   SumCodesFn sum_codes = nullptr;
+  const WinogradFamily* winograd = nullptr;
 };
 
 }  // namespace soniq

@@ -141,6 +141,9 @@ class Layer {
 bool run_panels(const Layer& layer, const Input& input, const Geometry& geometry, const Output& output);
 // Of a layer that shares pixels; the geometry has dilation_w 1.
 void run_image(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
+// The same with Winograd's form of 3 x 3 taps, one apart, where segments have it.
+bool takes_winograd(const Layer& layer, const Geometry& geometry, const Output& output);
+void run_winograd(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 void run_depthwise(const Layer& layer, const uint8_t* codes, const Geometry& geometry, const Output& output);
 // Whether run_image writes what is left of a pooling; where it does not, all outputs are written and pooled.
 bool finishes_pooled(const Layer& layer, const Geometry& geometry, const Output& output);

@@ -67,6 +67,22 @@ inline PreparedRows in_one_run(PreparedRows lines, int pitch) {
   return lines;
 }
 
+// A segment of 3 x 3 taps as 16 matrices that multiply what WinogradFamily makes of pixels (winograd.cpp), a panel at a time.
+class WinogradWeights {
+ public:
+  virtual ~WinogradWeights() = default;
+  int offset = 0;       // of the pixels
+  int64_t largest = 0;  // that S may be
+  // 16 matrices of matrix_bytes() each, made of the packed weights.
+  virtual int64_t matrix_bytes() const = 0;
+  virtual void panel(int panel, uint8_t* to) const = 0;
+  // What the offset takes of the outputs of a tile, [output][column], four times too large as they are.
+  virtual const uint32_t* of_offset(int panel) const = 0;
+  // sums[row][column of the panel] += rows of channels x a matrix << shift; `fresh`: nothing stands there yet
+  virtual void multiply(const uint8_t* matrix, const PreparedRows& rows, uint32_t* sums, int shift,
+                        bool fresh) const = 0;
+};
+
 // Takes rows of a panel as soon as their sums are complete, [row][column of the panel], while they are hot.
 class RowsDone {
  public:
@@ -151,6 +167,8 @@ class SegmentKernel {
   virtual bool prefers_one_run(const PreparedRows& /*lines*/, int /*pitch*/) const { return false; }
   // For how many rows a brick should be read: sums that wait for others must stay close.
   virtual int rows_at_once() const { return kRowsAtOnce; }
+  // Winograd's form of it, of 3 x 3 taps; null where it does not fit.
+  virtual const WinogradWeights* winograd() const { return nullptr; }
 
   const Tier& tier() const { return tier_; }
   int k() const { return k_; }
@@ -181,6 +199,14 @@ class SegmentKernel {
     int codes, used, lines;
   };
   virtual void multiply_brick(const Brick& brick, const PreparedRows& rows, const PanelsOfSums& sums) const = 0;
+  // body(line, codes before it in the line, brick) for all that a column of bricks consists of.
+  template <class Body>
+  void each_brick(int column, Body&& body) const {
+    const int group = column / bricks_together_, brick = column % bricks_together_;
+    for (const Piece& piece : pieces_)
+      body(piece.line, piece.codes_before,
+           Brick{bytes_.data() + brick_offset(group, piece, brick), piece.codes, piece.used, piece.lines});
+  }
   // body(first row, rows, where they stand) for tiles of up to `most` rows, none across the end of a run; counts them. Where
   // less than `least` would be left of a run, its last two tiles share what they have.
   template <class Counts, class Body>

@@ -11,6 +11,7 @@ add_library(soniq_core STATIC
   ${SONIQ_CSRC}/epilogue.cpp
   ${SONIQ_CSRC}/gemm.cpp
   ${SONIQ_CSRC}/span.cpp
+  ${SONIQ_CSRC}/winograd.cpp
   ${SONIQ_CSRC}/join.cpp
   ${SONIQ_CSRC}/image_run.cpp
   ${SONIQ_CSRC}/pooling.cpp

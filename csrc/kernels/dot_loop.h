@@ -118,7 +118,7 @@ template <int64_t Usual, class Body>
     body(stride);
 }
 
-template <class V, int Form, int Rows, class Stride>
+template <class V, int Form, int Rows, bool Fresh, class Stride>
 [[gnu::always_inline]] inline void dot_tile_strided(const uint8_t* weights, const uint8_t* activations, Stride stride,
                                                     int k, uint32_t* sums, int shift) {
   constexpr int register_bytes = V::kLanes * 4;
@@ -143,16 +143,17 @@ template <class V, int Form, int Rows, class Stride>
   repeat<Rows>([&](auto row) {
     repeat<V::kVectors>([&](auto v) {
       uint32_t* to = sums + (row * V::kVectors + v) * V::kLanes;
-      V::store_sums(to, V::add(V::load_sums(to), V::shift_left(s[row][v], shift)));
+      const auto sum = V::shift_left(s[row][v], shift);
+      V::store_sums(to, Fresh ? sum : V::add(V::load_sums(to), sum));
     });
   });
 }
 
-template <class V, int Form, int Rows>
+template <class V, int Form, int Rows, bool Fresh>
 [[gnu::flatten]] void dot_tile(const uint8_t* weights, const uint8_t* activations, int64_t row_stride, int k,
                                uint32_t* sums, int shift) {
   with_stride<kRowStride>(row_stride, [=](auto stride) __attribute__((always_inline)) {
-    dot_tile_strided<V, Form, Rows>(weights, activations, stride, k, sums, shift);
+    dot_tile_strided<V, Form, Rows, Fresh>(weights, activations, stride, k, sums, shift);
   });
 }
 
@@ -208,7 +209,8 @@ void dot_few(const uint8_t* weights, const uint8_t* activations, int64_t row_str
 // constexpr: a table that is filled at load time would run its tier's instructions on CPUs that lack them.
 template <class V, int Form, int... Rows>
 constexpr void fill_tiles(DotFamily& family, std::integer_sequence<int, Rows...>) {
-  ((family.tile[Form][Rows + 1] = dot_tile<V, Form, Rows + 1>), ...);
+  ((family.tile[Form][Rows + 1] = dot_tile<V, Form, Rows + 1, false>), ...);
+  ((family.fresh[Form][Rows + 1] = dot_tile<V, Form, Rows + 1, true>), ...);
   family.tile_rows[Form] = V::kRows;
   family.step[Form] = 4 * V::kSteps;
 }

@@ -4,6 +4,7 @@
 #include "kernels/avx2/quantize.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogue_loop.h"
+#include "kernels/winograd_loop.h"
 
 namespace soniq {
 
@@ -21,6 +22,7 @@ const KernelTable avx2_table = {quantize_avx2,
                                 /*quantize_split=*/nullptr,
                                 combine,
                                 max_codes,
-                                sum_codes};
+                                sum_codes,
+                                &kWinograd};
 
 }  // namespace soniq

@@ -3,6 +3,7 @@
 #include "kernels/avx512/quantize.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogue_loop.h"
+#include "kernels/winograd_loop.h"
 
 namespace soniq {
 
@@ -20,6 +21,7 @@ const KernelTable avx512_table = {quantize_avx512,
                                   /*quantize_split=*/nullptr,
                                   combine,
                                   max_codes,
-                                  sum_codes};
+                                  sum_codes,
+                                  &kWinograd};
 
 }  // namespace soniq
