@@ -177,6 +177,7 @@ PYBIND11_MODULE(_core, m) {
       .def("run", &run, py::arg("codes"), py::arg("geometry"), py::arg("output"))
       .def("run_floats", &run_floats, py::arg("quantizer"), py::arg("x"), py::arg("scales"), py::arg("geometry"),
            py::arg("output"))
+      .def("takes_winograd", [](const Layer& l, const Geometry& g) { return takes_winograd(l, g, Output()); })
       .def_property_readonly("kernels", &kernels_of, "(tier, family, form) of each segment")
       .def_property_readonly("tier", [](const Layer& l) { return l.tier().name; })
       .def_property_readonly("panel_bytes", &Layer::panel_bytes)

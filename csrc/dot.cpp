@@ -188,9 +188,8 @@ class DotSegment final : public SegmentKernel {
   }
 
  private:
-  static constexpr int kMatrixRows = 4096;      // unpacking a brick takes as long as multiplying a few groups
-  static constexpr int kMatrixCodes = 576;      // bytes of weights that stay in L1 beside what passes: 1152 are slower
-  static constexpr int kWinogradChannels = 32;  // with fewer, 16 sums an output are read and written too often
+  static constexpr int kMatrixRows = 4096;  // unpacking a brick takes as long as multiplying a few groups
+  static constexpr int kMatrixCodes = 576;  // bytes of weights that stay in L1 beside what passes: 1152 are slower
   // Two rows that share bytes have them by units of 32 codes; other pixels may begin anywhere.
   static BrickShape brick_shape(const DotFamily& dot) {
     return {dot.columns, dot.columns, unit(dot), kBlock, dot.pairs ? kUnit : 1, dot.matrix ? kMatrixCodes : 0};
@@ -305,7 +304,7 @@ class DotSegment final : public SegmentKernel {
     if (!three || !dot_.signed_weights || dot_.matrix || bits_ == 8 || weights.a_bits + kWinogradBits > 8) return false;
     const int form = winograd_form(weights), channels = weights.k / 9;
     const bool exact = !dot_.expand[form] && !has_words(dot_, form_);
-    return exact && channels >= kWinogradChannels && channels % 16 == 0 && channels % dot_.step[form] == 0 &&
+    return exact && channels % 16 == 0 && channels % dot_.step[form] == 0 &&
            9 * dot_.rate[form] >= 5 * dot_.rate[form_] && bytes_fit(weights);
   }
   // Whether all transformed weights are signed bytes: of nine levels, each once, twice or four times.

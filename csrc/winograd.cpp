@@ -18,6 +18,7 @@ namespace soniq {
 namespace {
 
 constexpr int64_t kMatricesBytes = 256 << 10;  // stay in L2 while all panels pass
+constexpr int kChannels = 32;                  // at least: 16 sums an output are written and read
 constexpr int kTilesAtOnce = 14;               // whose matrices of sums stay in L1
 
 int half_up(int n) { return (n + 1) / 2; }
@@ -257,10 +258,11 @@ class WinogradRun {
 
 }  // namespace
 
-// Tiles of 2 x 2 outputs must not be half empty; what is above S, by 4, must fit 32 bits.
+// Tiles of 2 x 2 outputs must not be half empty, nor so few that making matrices of weights takes as long as multiplying them; four
+// times the sums must fit 32 bits.
 bool takes_winograd(const Layer& layer, const Geometry& g, const Output& output) {
   const bool one_apart = g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
-  if (!layer.shares_pixels() || !one_apart || output.pools) return false;
+  if (!layer.shares_pixels() || !one_apart || output.pools || layer.shape().channels < kChannels) return false;
   const int64_t tiles = int64_t(half_up(g.out_h)) * half_up(g.out_w), positions = int64_t(g.out_h) * g.out_w;
   int64_t largest = 0;
   for (int s = 0; s < layer.segments(); ++s) {

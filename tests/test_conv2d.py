@@ -78,6 +78,7 @@ GEOMETRIES = {
     "depthwise, two each": Geometry((5, 5), (3, 3), 9, 18, stride=(2, 1), padding=(0, 1, 1, 2), groups=9),
     "one pixel": Geometry((1, 1), (1, 1), 1, 1),
     "wide": Geometry((2, 33), (3, 3), 65, 20, padding=(1, 1, 1, 1)),
+    "tiles": Geometry((13, 9), (3, 3), 32, 40, padding=(1, 1, 1, 1)),
     "large": Geometry((9, 11), (3, 3), 131, 67, padding=(1, 0, 0, 1)),
 }
 

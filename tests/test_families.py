@@ -94,7 +94,7 @@ def two_families(tier: str) -> list[tuple[tuple[str, str], tuple[tuple[int, int]
 def force(monkeypatch, family_of: dict[tuple[int, int], str]) -> None:
     """A family for each pair of widths."""
 
-    def forced(tier, widths, rows, n, k, taps=1, joined=None):
+    def forced(tier, widths, rows, n, k, taps=1, joined=None, neighbours=False):
         return tuple(
             dataclasses.replace(planner.choose(tier, *pair, rows, n, k_s, taps), family=family_of[pair])
             for pair, k_s in zip(widths, k, strict=True)

@@ -409,3 +409,18 @@ def test_explain_of_a_convolution_counts_its_output(tier):
         conv.conv2d_int32(cases.activations(np.zeros((2, 9, 9, 8), np.uint8), packed.plan), packed, stride=2, padding=1)
     with pytest.raises(ValueError, match="expected NHWC"):
         conv.explain(image[0], packed)
+
+
+def test_neighbours_take_dot_less_time():
+    """3 x 3 taps one apart: dot is expected to take a part of its time, where its tier and the widths have the form, and then only."""
+    for tier in isa.available():
+        dot = next((of for family, of, *_ in _core.candidates(tier, 4, 4) if family == "dot"), None)
+        for w, a, rows, k in [(4, 4, 112, 576), (4, 4, 111, 576), (5, 4, 112, 576), (4, 8, 112, 576), (4, 4, 112, 580)]:
+            if dot is None:
+                continue
+            plain, beside = (
+                planner.choose(tier, w, a, rows, 64, k, 9, neighbours).estimates for neighbours in (False, True)
+            )
+            fits = dot in planner.WINOGRAD_BITS and (w, a, rows, k) == (4, 4, 112, 576)
+            assert beside["dot"] == pytest.approx(plain["dot"] * (planner.WINOGRAD if fits else 1), rel=1e-12)
+            assert {f: ns for f, ns in beside.items() if f != "dot"} == {f: ns for f, ns in plain.items() if f != "dot"}

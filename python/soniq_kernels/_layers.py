@@ -69,20 +69,33 @@ def explain(x: Any, packed: PackedWeights) -> Explanation:
     return explain_rows(x, packed, math.prod(shape[:-1]))
 
 
-def explain_rows(x: Any, packed: PackedWeights, rows: int, dilation: int = 1) -> Explanation:
-    """The explanation of a call with so many output rows; `dilation` along the lines of an image."""
+def explain_rows(
+    x: Any, packed: PackedWeights, rows: int, image: _core.Geometry | None = None, pools: bool = False
+) -> Explanation:
+    """The explanation of a call with so many output rows, of a convolution of `image` where that is known; `pools`: which writes what a
+    max pooling leaves."""
     if isinstance(x, Activations):
         _require_same_plan(x, packed)
-    built, choices = packed.built(rows, dilation), packed.choices(rows, dilation)
+    place = places_of(image) if image is not None else (1, 1)
+    built, choices = packed.built(rows, *place), packed.choices(rows, *place)
     layer, kernels = built.layer, list(dict.fromkeys(built.kernels))
     tiers, families = (" + ".join(dict.fromkeys(k[i] for k in kernels)) for i in (0, 1))
     why = [c.reason for c in choices] + [_reason(layer.tier, tier, family) for tier, family, _ in kernels]
+    kernel = " + ".join(".".join(filter(None, k)) for k in kernels)
+    if image is not None and not pools and layer.takes_winograd(image):
+        kernel, why = f"{kernel}, {WINOGRAD}", [*why, _WHAT[WINOGRAD]]
     return Explanation(
-        _core.active_tier(), tiers, families, " + ".join(".".join(filter(None, k)) for k in kernels), layer.tile,
+        _core.active_tier(), tiers, families, kernel, layer.tile,
         layer.panel_bytes, _core.get_num_threads(), "; ".join(dict.fromkeys(why)), built.pack_seconds, choices,
     )  # fmt: skip
 
 
+def places_of(image: _core.Geometry) -> tuple[int, int]:
+    """(dilation, stride) as the planner wants them: along the lines, and the larger one, of a convolution whose taps read neighbours."""
+    return image.dilation_w, max(image.stride_h, image.stride_w, image.dilation_h)
+
+
+WINOGRAD = "winograd"
 _WHAT = {
     "reference": "the reference tier was asked for: plain loops, the definition of right",
     "dot": "dot unpacks weights to bytes and multiplies them by byte dot products",
@@ -91,6 +104,7 @@ _WHAT = {
     "lut5": "lut5 looks up exact sums of activations by five weight bits at a time",
     "lut6": "lut6 looks up exact sums of activations by six weight bits at a time",
     "joined": "both segments are one of wider codes, which dot multiplies",
+    WINOGRAD: "winograd multiplies 16 times for 2 x 2 outputs of 3 x 3 taps, in place of 36 times: what it makes of few bits fits bytes",
     "depthwise": "one output per input channel, so lanes are channels",
 }
 
@@ -180,7 +194,7 @@ class Call:
         dilation = geometry.dilation_w
         if isinstance(self.x, JoinedActivations):
             return self.packed.joined(dilation).layer
-        return self.packed.layer(self.rows, dilation)
+        return self.packed.layer(self.rows, *places_of(geometry))
 
     def _point(self, name: str, array: NDArray[Any]) -> None:
         self._keep.append(array)

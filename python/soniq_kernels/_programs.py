@@ -18,7 +18,7 @@ import numpy as np
 from soniq_kernels import _arrays, _core, conv, ops
 from soniq_kernels._joined import JoinedActivations
 from soniq_kernels._joined_tensors import joined_tensors
-from soniq_kernels._layers import Call, codes_in, explain_rows, operand, prepare, results_in
+from soniq_kernels._layers import WINOGRAD, Call, codes_in, explain_rows, operand, places_of, prepare, results_in
 from soniq_kernels._network_checks import in_words
 from soniq_kernels._pooled import pooled
 from soniq_kernels.activations import Activations, refuse_not_finite
@@ -41,10 +41,15 @@ class Step(NamedTuple):
     shape: Shape  # of its first result, before it is pooled
     products: int  # multiplications of codes, 0 where there is no layer
     packed: PackedWeights | None = None
-    dilation: int = 1  # along the lines of an image
+    place: _core.Geometry | None = None  # of a layer
     reads_joined: bool = False
     call: Call | None = None  # of a layer whose scales are known; keeps what the core has pointers to
     pools: bool = False  # and writes what a max pooling leaves
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """(dilation, stride), as the planner wants them."""
+        return places_of(self.place) if self.place is not None else (1, 1)
 
 
 class _PoolingError(Exception):
@@ -146,14 +151,14 @@ class Program:
 
     def _joining_cost(self, node: Node, geometry: _core.Geometry) -> float | None:
         rows = math.prod(self._shape_of_layer(node)[:-1])
-        return self._net.layers[node.layer or ""].joining_cost(rows, geometry.dilation_w)
+        return self._net.layers[node.layer or ""].joining_cost(rows, *places_of(geometry))
 
     # ---- calls -----------------------------------------------------------------------------------------------------
     def _build(self, steps: Sequence[Step]) -> None:
         """The layers' panels, the largest first: the others fit into the memory that it needed on the way."""
         layers = [(step.packed, step) for step in steps if step.packed is not None]
         for packed, step in sorted(layers, key=lambda each: -each[0].nbytes):
-            packed.joined(step.dilation) if step.reads_joined else packed.layer(_rows(step), step.dilation)
+            packed.joined(step.places[0]) if step.reads_joined else packed.layer(_rows(step), *step.places)
 
     def _ready(self, step: Step, place: Any) -> Step:
         """With the layer itself in its call, now that it is built: choosing it takes Python as long as small ones take."""
@@ -177,11 +182,11 @@ class Program:
             return call
 
         if not isinstance(x[0], Activations) and isinstance(packed.activation_scale, str):  # by what the rows hold
-            return Step(node, lambda: ready().run(geometry), shape, products, packed, geometry.dilation_w)
+            return Step(node, lambda: ready().run(geometry), shape, products, packed, geometry)
         call = ready()
         joined = isinstance(x[0], JoinedActivations)
         run = partial(call.run, geometry)
-        return Step(node, run, shape, products, packed, geometry.dilation_w, joined, call, task is not None)
+        return Step(node, run, shape, products, packed, geometry, joined, call, task is not None)
 
 
 # ---- shapes ------------------------------------------------------------------------------------------------------------
@@ -363,15 +368,24 @@ def kernels_of(step: Step) -> str:
     """Which kernels a step runs, in words."""
     if step.packed is None:
         return ""
-    pooled = ", pooled" if step.pools else ""
     if step.reads_joined:
-        return ".".join(step.packed.joined(step.dilation).kernels[0]) + pooled
-    return explain_rows(None, step.packed, _rows(step), step.dilation).kernel + pooled
+        kernels = ".".join(step.packed.joined(step.places[0]).kernels[0]) + (f", {WINOGRAD}" if _winograd(step) else "")
+    else:
+        kernels = explain_rows(None, step.packed, _rows(step), step.place, step.pools).kernel
+    return kernels + (", pooled" if step.pools else "")
+
+
+def _winograd(step: Step) -> bool:
+    """Whether a layer multiplies 16 times where it would 36 times."""
+    if step.packed is None or step.place is None or step.pools:
+        return False
+    joined = step.packed.joined(step.places[0]).layer if step.reads_joined else None
+    return (joined or step.packed.layer(_rows(step), *step.places)).takes_winograd(step.place)
 
 
 def ceiling_of(step: Step) -> float | None:
     """Products a cycle that the inner loops of a step's kernels reach at most; None where they are not known."""
-    if step.packed is None or not (choices := step.packed.choices(_rows(step), step.dilation)):
+    if step.packed is None or not (choices := step.packed.choices(_rows(step), *step.places)):
         return None
     k, cycles = step.packed.k_of_segments(), 0.0
     for segment, choice, k_s in zip(step.packed.plan.segments, choices, k, strict=True):
@@ -379,7 +393,7 @@ def ceiling_of(step: Step) -> float | None:
         widths = joined.widths if joined else (segment.w.bits, segment.a.bits)
         rates = {f: rate for f, _, rate, _ in _core.candidates(_core.active_tier(), *widths)}
         cycles += k_s / rates["dot" if joined else choice.family]
-    return sum(k) / cycles
+    return sum(k) / cycles * (36 / 16 if _winograd(step) else 1)
 
 
 def _rows(step: Step) -> int:

@@ -69,7 +69,7 @@ def explain(
     require_packed(packed)
     x = _image(x)
     geometry = _geometry(x.shape, packed.kernel_size, stride, padding, dilation)
-    return explain_rows(x, packed, geometry.batch * geometry.out_h * geometry.out_w, geometry.dilation_w)
+    return explain_rows(x, packed, geometry.batch * geometry.out_h * geometry.out_w, geometry)
 
 
 def _call(

@@ -22,6 +22,11 @@ __all__ = ["FAMILIES", "ROWS", "Choice", "choose", "choose_segments", "reload", 
 FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6", "joined")
 NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
 JOIN_NS = 0.08  # of a code that a call joins, in a pass over all of them
+WINOGRAD = (
+    0.72  # of dot's time for 3 x 3 taps, where 16 products are in place of 36 (docs/planner.md), from so many rows on
+)
+WINOGRAD_ROWS = 112
+WINOGRAD_BITS = {"avx2": 5, "avxvnni": 6, "avx512": 6}  # of activations, by the tier whose dot it is; weights have 4
 SECOND_NS = 0.5  # of a sum that a second segment adds to, beside the products: it is read and written once more
 
 
@@ -102,12 +107,14 @@ def _costs_of(tier: str, w_bits: int, a_bits: int, families: list[str]) -> tuple
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------
-def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float, taps: int = 1) -> Choice:
+def choose(
+    tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float, taps: int = 1, neighbours: bool = False
+) -> Choice:
     """The family for a product of codes [rows, k] x [k, n] on a tier of `isa.available()`; a segment is chosen by itself.
 
     Args:
         rows: M of the call, planned for as `rows_class(rows)`. n, k: of a group of the layer. taps: that read each
-            prepared code, where a convolution shares its pixels.
+            prepared code, where a convolution shares its pixels. neighbours: they are 3 x 3 of them, of positions one apart.
 
     Raises:
         ValueError: a tier without families to choose from ("reference"), or bits outside 1..8.
@@ -116,7 +123,7 @@ def choose(tier: str, w_bits: int, a_bits: int, rows: int, n: int, k: float, tap
     candidates = _core.candidates(tier, w, a)
     if not candidates:
         raise ValueError(f"the tier {tier} has no kernel families to choose from; take another one of isa.available()")
-    times, source, measured = _times(tier, w, a, candidates, rows, n, k, taps)
+    times, source, measured = _times(tier, w, a, candidates, rows, n, k, taps, neighbours)
     estimates = dict(sorted(times.items(), key=lambda item: (item[1], FAMILIES.index(item[0]))))
     family, why = _decide(estimates)
     reason = f"{family} for W{w}A{a}{why} at M = {rows}, N = {n}, K = {k:g} ({source})"
@@ -131,17 +138,18 @@ def choose_segments(
     k: Sequence[float],
     taps: int = 1,
     joined: tuple[int, int] | None = None,
+    neighbours: bool = False,
 ) -> tuple[Choice, ...]:
     """`choose` for each segment of a layer, or all joined where that takes less time.
 
     Args:
         widths, k: (w_bits, a_bits) and K of each segment. joined: the widths of all in one, None if there are none.
     """
-    apart = tuple(choose(tier, w, a, rows, n, k_s, taps) for (w, a), k_s in zip(widths, k, strict=True))
+    apart = tuple(choose(tier, w, a, rows, n, k_s, taps, neighbours) for (w, a), k_s in zip(widths, k, strict=True))
     if joined is None:
         return apart
     candidates = [candidate for candidate in _core.candidates(tier, *joined) if candidate[0] == "dot"]
-    times, source, _ = _times(tier, *joined, candidates, rows, n, sum(k), taps)
+    times, source, _ = _times(tier, *joined, candidates, rows, n, sum(k), taps, neighbours)
     choices = [_with_joined(c, times["dot"] * k_s / sum(k)) for c, k_s in zip(apart, k, strict=True)]
     more = joining_ns(choices, rows, n) + JOIN_NS * rows * sum(k) / taps
     forced = settings.forced == "joined"
@@ -168,7 +176,15 @@ def _with_joined(choice: Choice, ns: float) -> Choice:
 
 
 def _times(
-    tier: str, w: int, a: int, candidates: list[tuple[str, str, int, float]], rows: int, n: int, k: float, taps: int
+    tier: str,
+    w: int,
+    a: int,
+    candidates: list[tuple[str, str, int, float]],
+    rows: int,
+    n: int,
+    k: float,
+    taps: int,
+    neighbours: bool,
 ) -> tuple[dict[str, float], str, bool]:
     """({family: ns}, where the numbers are from, whether they were measured)."""
     found = _costs_of(tier, w, a, [family for family, *_ in candidates])
@@ -177,6 +193,9 @@ def _times(
         source = f"ceilings of the inner loops; the table has no numbers for {tier}, `soniq calibrate` measures them"
     else:
         times, source = {family: found[0][family].ns(rows, n, k, taps) for family, *_ in candidates}, found[1]
+    dot = next((tier for family, tier, *_ in candidates if family == "dot"), "")
+    if neighbours and rows >= WINOGRAD_ROWS and w <= 4 and a <= WINOGRAD_BITS.get(dot, 0) and k % (9 * 16) == 0:
+        times["dot"] *= WINOGRAD
     times = {family: _from_afar_ns(family, ns, n * k * w / 8) for family, ns in times.items()}
     return times, source, found is not None
 

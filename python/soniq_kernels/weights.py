@@ -230,26 +230,26 @@ class PackedWeights:
         return to_device(self, device)
 
     # ---- running ---------------------------------------------------------------------------------------------------
-    def layer(self, rows: int = MANY_ROWS, dilation: int = 1) -> _core.Layer:
+    def layer(self, rows: int = MANY_ROWS, dilation: int = 1, stride: int = 1) -> _core.Layer:
         """The active tier's layer for a call of so many rows, chosen and built at its first use; `dilation` along lines."""
         if self._settings is not planner.settings:
             self._planned, self._settings = {}, planner.settings
-        planned, key = self._planned, (_core.active_tier(), planner.rows_class(rows), dilation == 1)
+        planned, key = self._planned, (_core.active_tier(), planner.rows_class(rows), dilation == 1, stride == 1)
         layer = planned.get(key)
         if layer is None:
-            layer = planned[key] = self.built(rows, dilation).layer
+            layer = planned[key] = self.built(rows, dilation, stride).layer
         return layer
 
-    def built(self, rows: int = MANY_ROWS, dilation: int = 1) -> BuiltLayer:
+    def built(self, rows: int = MANY_ROWS, dilation: int = 1, stride: int = 1) -> BuiltLayer:
         """What `layer` gives, with the time that building it took."""
-        families = tuple(choice.family for choice in self.choices(rows, dilation))
+        families = tuple(choice.family for choice in self.choices(rows, dilation, stride))
         return self.built_of(_core.active_tier(), families, self._shares_pixels(dilation))
 
     def _shares_pixels(self, dilation: int) -> bool:
         """Whether pixels are prepared once for all taps; taps must read neighbours."""
         return dilation == 1 and self.groups == 1 and self.kernel_size != (1, 1)
 
-    def choices(self, rows: int = MANY_ROWS, dilation: int = 1) -> tuple[planner.Choice, ...]:
+    def choices(self, rows: int = MANY_ROWS, dilation: int = 1, stride: int = 1) -> tuple[planner.Choice, ...]:
         """What multiplies each segment on the active tier, and why; empty where there is one way only."""
         tier, n, k = _core.active_tier(), self.out_channels // self.groups, self.k_of_segments()
         taps = math.prod(self.kernel_size) if self._shares_pixels(dilation) else 1
@@ -257,7 +257,8 @@ class PackedWeights:
             return ()
         grids = self.joined_grids
         widths = [(s.w.bits, s.a.bits) for s in self.plan.segments]
-        wanted = planner.choose_segments(tier, widths, rows, n, k, taps, grids.widths if grids else None)
+        neighbours = stride == 1 and self.kernel_size == (3, 3) and self._shares_pixels(dilation)
+        wanted = planner.choose_segments(tier, widths, rows, n, k, taps, grids.widths if grids else None, neighbours)
         kept = self._kept(tier)
         if self.planes is not None or self._again is not None or not kept or tuple(c.family for c in wanted) in kept:
             return wanted
@@ -275,13 +276,13 @@ class PackedWeights:
         """The active tier's layer that reads `JoinedActivations`."""
         return self.built_of(_core.active_tier(), JOINED, self._shares_pixels(dilation), True)
 
-    def joining_cost(self, rows: int, dilation: int = 1) -> float | None:
+    def joining_cost(self, rows: int, dilation: int = 1, stride: int = 1) -> float | None:
         """Nanoseconds that a layer takes more (less, if negative) with joined codes than with two segments; None if it cannot,
         or another family is forced."""
         can_be_built = self.planes is not None or self._again is not None
         if self.joined_grids is None or not can_be_built or planner.settings.forced not in (None, "joined"):
             return None
-        choices = self.choices(rows, dilation)
+        choices = self.choices(rows, dilation, stride)
         if not choices and not (self._is_depthwise() and _core.candidates(_core.active_tier(), 8, 8)):
             return None
         if planner.settings.forced is not None:

@@ -405,6 +405,7 @@ SHARED_PIXELS = [
     (Conv((9, 4), (5, 2), padding=(0, 3, 1, 0), dilation=(2, 1)), 96, 9),
     (Conv((4, 7), (2, 3), stride=(1, 3), padding=(0, 1, 2, 2)), 320, 5),
     (Conv((4, 3), (3, 3), padding=(1, 1, 0, 0)), 64, 40),  # lines of one position
+    (Conv((13, 9), (3, 3), padding=(1, 1, 1, 1)), 32, 40),  # tiles of 2 x 2 outputs
 ]
 
 
