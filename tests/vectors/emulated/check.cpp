@@ -225,6 +225,7 @@ void check_bits(const Operand& a, const Operand& b, const Operand& c) {
   WHOLE(_mm512_test_epi8_mask, a, b);
   for_constants<40>([&](auto by) {
     HALVES(_mm512_slli_epi16, _mm256_slli_epi16, a, by());
+    HALVES(_mm512_slli_epi64, _mm256_slli_epi64, a, by());
     HALVES(_mm512_srli_epi16, _mm256_srli_epi16, a, by());
     HALVES(_mm512_slli_epi32, _mm256_slli_epi32, a, by());
     HALVES(_mm512_srli_epi32, _mm256_srli_epi32, a, by());
@@ -237,6 +238,8 @@ void check_moves(const Operand& a, const Operand& b, uint64_t mask) {
   HALVES(_mm512_unpackhi_epi8, _mm256_unpackhi_epi8, a, b);
   HALVES(_mm512_unpacklo_epi16, _mm256_unpacklo_epi16, a, b);
   HALVES(_mm512_unpackhi_epi16, _mm256_unpackhi_epi16, a, b);
+  HALVES(_mm512_unpacklo_epi64, _mm256_unpacklo_epi64, a, b);
+  HALVES(_mm512_unpackhi_epi64, _mm256_unpackhi_epi64, a, b);
   HALVES(_mm512_packs_epi32, _mm256_packs_epi32, a, b);
   HALVES(_mm512_packus_epi16, _mm256_packus_epi16, a, b);
   HALVES(_mm512_maskz_shuffle_epi8, all_bytes_shuffled, ~uint64_t(0), a, b);
@@ -246,6 +249,9 @@ void check_moves(const Operand& a, const Operand& b, uint64_t mask) {
   WHOLE(_mm512_maskz_permutexvar_epi8, mask, a, b);
   WHOLE(_mm512_maskz_compress_epi8, mask, a);
   WHOLE(_mm512_cvtepi64_epi32, a);
+  WHOLE(_mm512_castsi512_si256, a);
+  WHOLE(_mm512_extracti64x4_epi64, a, 0);
+  WHOLE(_mm512_extracti64x4_epi64, a, 1);
   WHOLE(_mm512_broadcast_i32x4, a.first<__m128i>());
 #if defined(__AVX512VBMI__)
   const auto half = a.first<__m256i>();

@@ -18,10 +18,12 @@
 
 // Some compilers have macros for those that take a constant.
 #undef _mm512_cmp_ps_mask
+#undef _mm512_extracti64x4_epi64
 #undef _mm512_permutexvar_epi8
 #undef _mm512_permutexvar_epi32
 #undef _mm512_slli_epi16
 #undef _mm512_slli_epi32
+#undef _mm512_slli_epi64
 #undef _mm512_srli_epi16
 #undef _mm512_srli_epi32
 #undef _mm512_ternarylogic_epi32
@@ -208,6 +210,9 @@ EMULATED __m512i _mm512_srli_epi32(const __m512i& a, unsigned by) {
 EMULATED __m512i _mm512_slli_epi32(const __m512i& a, unsigned by) {
   return lanes<uint32_t>([&](int i) { return by < 32 ? a.u32(i) << by : 0; });
 }
+EMULATED __m512i _mm512_slli_epi64(const __m512i& a, unsigned by) {
+  return lanes<uint64_t>([&](int i) { return by < 64 ? a.u64(i) << by : 0; });
+}
 // All lanes by the lower half of `count`.
 EMULATED __m512i _mm512_sll_epi32(const __m512i& a, __m128i count) {
   const auto by = uint64_t(_mm_cvtsi128_si64(count));
@@ -259,6 +264,8 @@ EMULATED __m512i _mm512_unpacklo_epi8(const __m512i& a, const __m512i& b) { retu
 EMULATED __m512i _mm512_unpackhi_epi8(const __m512i& a, const __m512i& b) { return unpacked<uint8_t>(a, b, true); }
 EMULATED __m512i _mm512_unpacklo_epi16(const __m512i& a, const __m512i& b) { return unpacked<uint16_t>(a, b, false); }
 EMULATED __m512i _mm512_unpackhi_epi16(const __m512i& a, const __m512i& b) { return unpacked<uint16_t>(a, b, true); }
+EMULATED __m512i _mm512_unpacklo_epi64(const __m512i& a, const __m512i& b) { return unpacked<uint64_t>(a, b, false); }
+EMULATED __m512i _mm512_unpackhi_epi64(const __m512i& a, const __m512i& b) { return unpacked<uint64_t>(a, b, true); }
 // Within each 128 bits, all lanes of a, then all of b: signed, saturated to half their width.
 template <class To, class From>
 __m512i packed(const __m512i& a, const __m512i& b) {
@@ -279,6 +286,13 @@ EMULATED __m512i _mm512_castsi256_si512(__m256i a) {
   std::memcpy(v.bytes, &a, 32);
   return v;
 }
+// Four lanes from number 4 * half on.
+EMULATED __m256i _mm512_extracti64x4_epi64(const __m512i& a, int half) {
+  __m256i v;
+  std::memcpy(&v, a.bytes + 32 * (half & 1), 32);
+  return v;
+}
+EMULATED __m256i _mm512_castsi512_si256(const __m512i& a) { return _mm512_extracti64x4_epi64(a, 0); }
 EMULATED __m256i _mm512_cvtepi64_epi32(const __m512i& a) {
   uint32_t low[8];
   for (int i = 0; i < 8; ++i) low[i] = uint32_t(a.u64(i));
