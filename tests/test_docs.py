@@ -131,6 +131,8 @@ def test_readme_networks_are_the_results_files():
     torch = over("ResNet-18", "4x4", "torch", "xeon_amx")
     reached = f"ResNet-18 reaches {amx['ResNet-18']} (over torch's INT8 alone {torch})"
     assert f"{reached}, ResNet-50 {amx['ResNet-50']}, VGG-small {amx['VGG-small']}" in readme
+    ports = [over("ResNet-18", label, folder="xeon_avx512") for label in ("1x1", "2x2", "4x4")]
+    assert f"ResNet-18 reaches {ports[0]} with 1 bit, {ports[1]} with 2 and {ports[2]} with 4" in readme
     peaks = {
         row["name"]: row["peak_bytes"]
         for row in json.loads((ROOT / "benchmarks/results/memory.json").read_text())["rows"]
