@@ -375,22 +375,21 @@ class DotSegment final : public SegmentKernel {
 
    private:
     int64_t count() const { return int64_t(channels_) * dot_.columns; }
-    // The outputs of a tile whose pixels are all nothing but the offset, with the other sign.
+    // The outputs of a tile whose pixels are all nothing but the offset, with the other sign; no multiples of four, as those of pixels.
     void take_offsets(int panel, const uint8_t* offsets, uint8_t* matrices) {
+      constexpr int kOutput[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
       const int columns = dot_.columns;
-      const std::vector<uint32_t> no_terms(size_t(4) * columns);
-      const Tier& tier = tier_with(of_.tier_, &KernelTable::winograd);
-      uint32_t* const to = of_offset_.data() + int64_t(panel) * 4 * columns;
+      std::vector<uint32_t> sums(size_t(kWinogradSums) * columns);
       this->panel(panel, matrices);
-      for (int row = 0; row < 4; ++row) {
-        std::vector<uint32_t> sums(size_t(4) * columns);
-        for (int j = 0; j < 4; ++j)
-          if (4 * row + j != kPlusAndPlus)
-            multiply(matrices + (4 * row + j) * matrix_bytes(), {offsets, 1, 1, 0, 0, 0, 0}, sums.data() + j * columns,
-                     0, false);
-        tier.table->winograd->sums({row, no_terms.data(), sums.data(), to, columns, columns, columns});
-      }
-      for (int i = 0; i < 4 * columns; ++i) to[i] = 0 - 4 * to[i];
+      for (int m = 0; m < kWinogradSums; ++m)
+        if (m != kPlusAndPlus)
+          multiply(matrices + m * matrix_bytes(), {offsets, 1, 1, 0, 0, 0, 0}, sums.data() + m * columns, 0, false);
+      uint32_t* const to = of_offset_.data() + int64_t(panel) * 4 * columns;
+      for (int output = 0; output < 4; ++output)
+        for (int m = 0; m < kWinogradSums; ++m)
+          for (int column = 0; column < columns; ++column)
+            to[output * columns + column] -=
+                uint32_t(kOutput[output / 2][m / 4] * kOutput[output % 2][m % 4]) * sums[m * columns + column];
     }
 
     const DotSegment& of_;

@@ -111,6 +111,15 @@ def test_two_segments(tier, rng, low, widths, takes):
     check(*operands(rng, layout), layout, takes and whole_steps and tier in TIERS, padding=(1, 1, 1, 1))
 
 
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_offsets_of_two_segments(tier, rng, shift):
+    """What pixels have added is no multiple of four, as the sums are: of two segments it must not come to one more."""
+    pairs = (Grid("unsigned", 2), Grid("unsigned", 1)), (Grid("unsigned", 3), Grid("unsigned", 2, shift=shift))
+    layout = Layout(tuple(int(c >= 32) for c in range(64)), pairs)
+    for _ in range(8):
+        check(*operands(rng, layout, outputs=3), layout, tier in TIERS, padding=(1, 1, 1, 1))
+
+
 @pytest.mark.parametrize("sinks", [1, 2])
 def test_codes_of_two_segments(tier, rng, sinks):
     """What leaves the epilogue, of one segment or of two, whose codes are put in their places."""
