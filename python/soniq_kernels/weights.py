@@ -75,7 +75,7 @@ class PackedWeights:
         # By tier, families, whether pixels are shared, and whether it reads joined codes.
         self._layers: dict[tuple[str, tuple[str, ...], bool, bool], BuiltLayer] = {}
         self._again: Callable[[], PackedWeights | None] | None = None
-        self._planned: dict[tuple[str, int, bool], _core.Layer] = {}  # by tier and class of rows
+        self._planned: dict[tuple[str, int, bool, bool], _core.Layer] = {}  # by tier and class of rows
         self._settings: object = planner.settings  # what the plans were made under
         self._output: tuple[_core.Output, dict[str, Any]] | None = None
 
