@@ -175,6 +175,20 @@ def test_readme_accuracies_are_the_results_files():
     assert times["soniq-2-blocks"] < times["uniform-2"] < times["soniq-2"], "the paragraph says so"
 
 
+def test_readme_resnet20_is_the_results_files():
+    """The README's sentence on ResNet-20 is that of the runs in examples/results/fashion_mnist_resnet20/."""
+    readme, folder = (ROOT / "README.md").read_text(), ROOT / "examples/results/fashion_mnist_resnet20"
+    ours, base = (json.loads((folder / f"{name}.json").read_text()) for name in ("soniq-1.98-0", "fp32-0"))
+    assert (
+        f"with {ours['network_bits']:.2f} bits a weight over the whole network, {ours['compression']}x smaller"
+        in readme
+    )
+    assert f"reaches {ours['accuracy']} % where FP32, trained as long, has {base['accuracy']} %" in readme
+    compared = ours["layers"]["values"] + ours["network"]["values"] + ours["new_process"]["outputs"]
+    assert f"none of {compared:,} outputs differs" in readme
+    assert not any(ours[what]["different"] for what in ("layers", "network", "new_process"))
+
+
 def test_readme_transformer_is_the_results_files():
     """The README's paragraph on the Transformer is that of the runs in examples/results/char_gpt/."""
     readme = (ROOT / "README.md").read_text()
