@@ -39,6 +39,14 @@ void copy_codes(uint8_t* to, const uint8_t* from, int count) {
   }
 }
 
+void copy_pixels(uint8_t* to, int to_step, const uint8_t* from, int step, int channels, int count) {
+  if (channels == step && to_step == step) {
+    std::memcpy(to, from, size_t(count) * step);
+    return;
+  }
+  for (int pixel = 0; pixel < count; ++pixel, from += step, to += to_step) copy_codes(to, from, channels);
+}
+
 namespace {
 
 // Writes one row of a segment piece by piece, across the block boundaries.

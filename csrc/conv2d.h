@@ -15,5 +15,7 @@ void gather_rows(const Layer& layer, const Geometry& geometry, const uint8_t* co
 
 // memcpy for the few channels of a pixel.
 void copy_codes(uint8_t* to, const uint8_t* from, int count);
+// The same of some channels of `count` neighbouring pixels: `step` and `to_step` codes from one to the next.
+void copy_pixels(uint8_t* to, int to_step, const uint8_t* from, int step, int channels, int count);
 
 }  // namespace soniq

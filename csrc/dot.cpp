@@ -151,7 +151,8 @@ class DotSegment final : public SegmentKernel {
 
  protected:
   bool begin(const PreparedRows& rows) const override {
-    if (!dot_.matrix || few(rows)) return !few(rows) && dot_.fresh[form_][1];
+    if (few(rows)) return false;
+    if (!dot_.matrix) return dot_.fresh[form_][1];
     dot_.matrix->configure(rows_of_group(in_long_runs(rows).run));
     return true;
   }

@@ -173,17 +173,10 @@ class ImageRun {
   void fill_padded_line(Lines& lines, int image, int h) {
     const int count = std::clamp(pixels_ - g_.pad_left, 0, g_.in_w);
     uint8_t* to = lines.padded.data() + int64_t(g_.pad_left) * lines.codes;
-    if (taps_.tall) {
+    if (taps_.tall)
       copy_columns(lines, image, h, count, to);
-      return;
-    }
-    const uint8_t* from = line_of(lines, image, h);
-    const int step = layer_.shape().channels;
-    if (lines.channels == step && lines.codes == step) {
-      std::memcpy(to, from, size_t(count) * step);
-      return;
-    }
-    for (int pixel = 0; pixel < count; ++pixel, from += step, to += lines.codes) copy_codes(to, from, lines.channels);
+    else
+      copy_pixels(to, lines.codes, line_of(lines, image, h), layer_.shape().channels, lines.channels, count);
   }
   const uint8_t* line_of(const Lines& lines, int image, int h) const {
     return codes_ + (int64_t(image) * g_.in_h + h) * g_.in_w * layer_.shape().channels + lines.first_channel;

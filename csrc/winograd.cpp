@@ -8,6 +8,7 @@
 //   pixels of a line of tiles    | . . . . |        tile 0
 //                                    | . . . . |    tile 1, two pixels further: pixels are read by two tiles, and by two lines
 #include <algorithm>
+#include <climits>
 #include <cstring>
 
 #include "conv2d.h"
@@ -25,7 +26,6 @@ int half_up(int n) { return (n + 1) / 2; }
 
 // One segment's pixels.
 struct Matrices {
-  const SegmentKernel* kernel = nullptr;
   const WinogradWeights* weights = nullptr;
   int channels = 0, first_channel = 0, shift = 0;  // shift: of its sums against the least
   uint8_t* first = nullptr;                        // [piece][matrix][tile][channel]
@@ -47,10 +47,9 @@ class WinogradRun {
     for (int s = 0; s < layer.segments(); ++s) {
       const Segment& segment = layer.shape().segments[s];
       if (segment.channels == 0) continue;
-      const SegmentKernel& kernel = layer.kernel(0, s);
-      segments_.push_back(
-          {&kernel, kernel.winograd(), segment.channels, segment.first_channel, layer.shift(s, kRowsAtOnce)});
-      last_shift_ = segments_.size() == 1 ? segments_[0].shift : std::min(last_shift_, segments_.back().shift);
+      const int shift = layer.shift(s, kRowsAtOnce);
+      segments_.push_back({layer.kernel(0, s).winograd(), segment.channels, segment.first_channel, shift});
+      last_shift_ = std::min(last_shift_, shift);
       tile_bytes_ += kWinogradSums * segment.channels;
     }
     for (Matrices& m : segments_) m.shift -= last_shift_;
@@ -122,6 +121,7 @@ class WinogradRun {
     const int64_t line_bytes = int64_t(pixels_) * m.channels;
     const int begin = std::clamp(g_.pad_left, 0, pixels_), end = std::clamp(g_.pad_left + g_.in_w, begin, pixels_);
     if (int64_t(lines_.size()) < count * line_bytes) lines_.resize(size_t(count * line_bytes));
+    const int step = layer_.shape().channels;
     uint8_t* line = lines_.data();
     for (int i = 0; i < count; ++i, ++h, line += line_bytes) {
       if (h < 0 || h >= g_.in_h) {
@@ -129,34 +129,25 @@ class WinogradRun {
         continue;
       }
       std::memset(line, 0, size_t(begin * m.channels));
-      fill_pixels(m, codes_ + (int64_t(image) * g_.in_h + h) * g_.in_w * layer_.shape().channels, end - begin,
-                  line + begin * m.channels);
+      const int64_t from = (int64_t(image) * g_.in_h + h) * g_.in_w * step + m.first_channel;
+      copy_pixels(line + begin * m.channels, m.channels, codes_ + from, step, m.channels, end - begin);
       std::memset(line + int64_t(end) * m.channels, 0, size_t((pixels_ - end) * m.channels));
     }
-  }
-  void fill_pixels(const Matrices& m, const uint8_t* from, int count, uint8_t* to) const {
-    const int step = layer_.shape().channels;
-    if (m.channels == step) {
-      std::memcpy(to, from, size_t(count) * step);
-      return;
-    }
-    from += m.first_channel;
-    for (int pixel = 0; pixel < count; ++pixel, from += step, to += m.channels) copy_codes(to, from, m.channels);
   }
 
   // ---- products ----------------------------------------------------------------------------------------------------
   void multiply(int image, int first, int count, Range spans) {
-    const int together = lines_together(), panels = int(panels_of_layer());
+    const int together = lines_together(), panels = (layer_.shape().outputs + columns_ - 1) / columns_;
     const int begin = int(spans.begin) * panels_of_span(layer_);
     const int end = std::min(panels, int(spans.end) * panels_of_span(layer_));
     for (int panel = begin; panel < end; panel += panels_together_) {
       const int here = std::min(panels_together_, end - panel);
       make_weights(panel, here);
+      take_terms(panel, here);
       for (int line = 0; line < count; line += together)
         multiply_lines(image, first, line, std::min(together, count - line), panel, here);
     }
   }
-  int64_t panels_of_layer() const { return (layer_.shape().outputs + columns_ - 1) / columns_; }
 
   void make_weights(int panel, int count) {
     static thread_local AlignedBytes matrices[kMaxSegments];
@@ -175,7 +166,6 @@ class WinogradRun {
     const int64_t panel_sums = int64_t(height) * g_.out_w * columns_;
     auto* const sums = reinterpret_cast<uint32_t*>(scratch(outputs, panels * panel_sums * 4));
     for (int i = 0; i < panels; ++i) {
-      take_terms(panel + i);
       each_piece_of(line, lines, [&](const Piece& piece) {
         multiply_piece(piece, i);
         scatter(piece, line, height, sums + i * panel_sums);
@@ -202,7 +192,8 @@ class WinogradRun {
           s.weights->multiply(weights, {matrix(s, piece, number), piece.tiles, piece.tiles, s.channels, 0, 0, 0},
                               sums + j * stride, s.shift, &s == segments_.data());
         }
-      tier.table->winograd->sums({row, terms_.data(), sums, outputs_, stride, count, columns_});
+      tier.table->winograd->sums(
+          {row, terms_.data() + index * terms_of_panel(), sums, outputs_, stride, count, columns_});
     }
     tier.counters.winograd_sums.add(1);
   }
@@ -215,14 +206,16 @@ class WinogradRun {
       std::memcpy(to, from, size_t(columns_) * sizeof(uint32_t));
   }
 
-  // What offsets of the pixels have added.
-  void take_terms(int panel) {
-    terms_.assign(size_t(4) * columns_, 0);
-    for (const Matrices& s : segments_) {
-      const uint32_t* const more = s.weights->of_offset(panel);
-      for (int i = 0; i < 4 * columns_; ++i) terms_[i] += more[i] << s.shift;
-    }
+  // What offsets of the pixels have added, [panel][output of a tile][column].
+  void take_terms(int panel, int count) {
+    terms_.assign(size_t(count) * terms_of_panel(), 0);
+    for (const Matrices& s : segments_)
+      for (int i = 0; i < count; ++i) {
+        const uint32_t* const more = s.weights->of_offset(panel + i);
+        for (int at = 0; at < terms_of_panel(); ++at) terms_[i * terms_of_panel() + at] += more[at] << s.shift;
+      }
   }
+  int terms_of_panel() const { return 4 * columns_; }
 
   // The outputs of a piece to their places, lines of tiles from `first_line` on being `height` lines of outputs.
   void scatter(const Piece& piece, int first_line, int height, uint32_t* to) const {
@@ -248,7 +241,7 @@ class WinogradRun {
   TileEpilogue epilogue_;
   const int panels_together_;
   std::vector<Matrices> segments_;
-  int last_shift_ = 0;
+  int last_shift_ = INT_MAX;
   int64_t tile_bytes_ = 0;
   std::vector<uint8_t> lines_;
   std::vector<uint32_t> terms_;

@@ -11,12 +11,8 @@ from oracle import Grid, Layout
 from soniq_kernels import _core, conv, packing, planner
 
 F32 = np.float32
-TIERS = (
-    "avx2",
-    "avxvnni",
-    "avx512",
-    "avx512_vbmi",
-)  # whose products take signed weights, and are not those of matrix registers
+# Whose products take signed weights, and are not those of matrix registers.
+TIERS = ("avx2", "avxvnni", "avx512", "avx512_vbmi")
 INPUTS, OUTPUTS = 32, 40  # more than a panel
 
 

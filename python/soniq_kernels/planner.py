@@ -22,10 +22,8 @@ __all__ = ["FAMILIES", "ROWS", "Choice", "choose", "choose_segments", "reload", 
 FAMILIES = ("dot", "popcount", "lut", "lut5", "lut6", "joined")
 NOMINAL_GHZ = 3.0  # turns products a cycle into a time where nothing was measured
 JOIN_NS = 0.08  # of a code that a call joins, in a pass over all of them
-WINOGRAD = (
-    0.72  # of dot's time for 3 x 3 taps, where 16 products are in place of 36 (docs/planner.md), from so many rows on
-)
-WINOGRAD_ROWS = 112
+WINOGRAD = 0.72  # of dot's time for 3 x 3 taps, where 16 products are in place of 36 (docs/planner.md)
+WINOGRAD_ROWS = ROWS[-1]  # at least: the class of rows in which 28 tiles of four are
 WINOGRAD_BITS = {"avx2": 5, "avxvnni": 6, "avx512": 6}  # of activations, by the tier whose dot it is; weights have 4
 SECOND_NS = 0.5  # of a sum that a second segment adds to, beside the products: it is read and written once more
 

@@ -231,7 +231,10 @@ class PackedWeights:
 
     # ---- running ---------------------------------------------------------------------------------------------------
     def layer(self, rows: int = MANY_ROWS, dilation: int = 1, stride: int = 1) -> _core.Layer:
-        """The active tier's layer for a call of so many rows, chosen and built at its first use; `dilation` along lines."""
+        """The active tier's layer for a call of so many rows, chosen and built at its first use; `dilation` along lines.
+
+        stride: 1 where 3 x 3 taps are one apart, as `_layers.places_of` says.
+        """
         if self._settings is not planner.settings:
             self._planned, self._settings = {}, planner.settings
         planned, key = self._planned, (_core.active_tier(), planner.rows_class(rows), dilation == 1, stride == 1)
